@@ -1,0 +1,1 @@
+"""Weights in and out: key maps, hub resolution, safetensors, Lightning checkpoints, model cards."""

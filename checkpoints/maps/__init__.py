@@ -1,0 +1,1 @@
+"""Key maps as data (strings only, no model imports)."""

@@ -1,0 +1,1 @@
+"""Shipped YAML: one folder per app, plus trainer overlays. Data only."""

@@ -1,0 +1,1 @@
+"""Shared optimizer core: configuration, parameter groups and schedules on top of torch alone."""

@@ -1,0 +1,1 @@
+"""PDE foundation models: data, solvers, networks, training modules and metrics."""

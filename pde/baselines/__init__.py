@@ -1,0 +1,1 @@
+"""Baselines trained by the same command as Poseidon."""

@@ -1,0 +1,1 @@
+"""Reading, describing and serving PDE trajectories."""

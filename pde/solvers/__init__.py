@@ -1,0 +1,1 @@
+"""Solvers that generate PDE data in the published layout."""
