@@ -6,6 +6,8 @@ FOLDERS = ("apps", "diffusion", "pde", "core_optim", "checkpoints", "configs")
 
 setup(
     packages=[
-        f"thalweg.{name}" for top in FOLDERS for name in (top, *(f"{top}.{sub}" for sub in find_packages(top)))
+        f"thalweg.{name}"
+        for top in FOLDERS
+        for name in (top, *(f"{top}.{sub}" for sub in find_packages(top)))
     ]
 )

@@ -1,1 +1,1 @@
-"""Application layer: registry, command line, evaluation and reports. The only package that imports everything."""
+"""Application layer: registry, command line, evaluation, reports. Only this package imports everything."""

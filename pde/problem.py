@@ -1,8 +1,8 @@
 """What a PDE data set is: channels with names, units and constants, and the rules for reading them.
 
-A :class:`ProblemSpec` is plain data. It describes the file on disk, which channels a network sees and predicts,
-how they are normalised and grouped, and how input/label pairs are drawn. It imports nothing heavy, so that tables of
-specs load in milliseconds.
+A :class:`ProblemSpec` is plain data. It describes the file on disk, which channels a network sees and
+predicts, how they are normalised and grouped, and how input/label pairs are drawn. It imports nothing heavy,
+so that tables of specs load in milliseconds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Channel:
     index: int | None = None
     """Index along the variable's channel axis; None if the variable has no such axis."""
     role: Role = "state"
-    """``state`` evolves; ``static`` varies in space but not in time (wave speed, forcing); ``constant`` is one value."""
+    """``state`` evolves, ``static`` varies in space only (wave speed, forcing), ``constant`` is one value."""
     formula: str | None = None
-    """For synthesised channels: a key of ``thalweg.pde.data.synthesis.FORMULAS`` or a number written as text."""
+    """For synthesised channels: a key of ``pde.data.synthesis.FORMULAS`` or a number written as text."""
     units: str = "1"
     """Physical units, ``1`` where the problem is dimensionless."""
     shift: float = 0.0
@@ -36,12 +36,12 @@ class Channel:
     std: float = 1.0
     """Standard deviation used for normalisation, as published."""
     masked: bool = False
-    """True for outputs that are excluded from loss and error (their prediction is overwritten by the label)."""
+    """True for outputs excluded from loss and error (the label overwrites their prediction)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Splits:
-    """Sizes of a data set and its splits: train is the head, test the tail, validation just before the test part."""
+    """Sizes of a data set: train is the head, test the tail, validation lies just before the test part."""
 
     total: int
     """Number of trajectories (or samples of a steady problem)."""

@@ -1,4 +1,4 @@
-"""Where golden data lies: shipped under tests/data, and more of it under $THALWEG_ORACLES when that is set."""
+"""Where golden data lies: shipped under tests/data, and more under $THALWEG_ORACLES when that is set."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ def golden_roots(app: str) -> list[Path]:
 
 
 def golden_files(app: str, pattern: str) -> list[Path]:
-    """Golden files or folders matching a glob, one per name; a shipped one wins over one from $THALWEG_ORACLES."""
+    """Golden files or folders matching a glob, one per name; the shipped one wins."""
     found: dict[str, Path] = {}
     for root in golden_roots(app):
         for path in sorted(root.glob(pattern)):
