@@ -106,6 +106,10 @@ class ProblemSpec:
     """K of the all2all pairs used by default."""
     time_step_size: int = 2
     """Stride s of the all2all pairs used by default."""
+    domain: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 1.0), (0.0, 1.0))
+    """Physical extent along x (axis -2 of the file) and y (axis -1)."""
+    grid: Literal["periodic", "cells", "closed"] = "periodic"
+    """Where the points lie: left ends (periodic), cell centres, or both ends included."""
     transpose: bool = False
     """True if the stored spatial axes are swapped on load (components stay)."""
     steady: bool = False
@@ -118,6 +122,11 @@ class ProblemSpec:
     """Part of the published pretraining mixture."""
     licence: str = "CC-BY-NC-4.0 (published data)"
     """Licence of the published files; generated files are the user's own."""
+
+    @property
+    def horizon(self) -> int:
+        """Snapshot index of the last label, K * s; 0 for steady problems."""
+        return 0 if self.steady else self.max_num_time_steps * self.time_step_size
 
     @property
     def channel_slices(self) -> list[int]:

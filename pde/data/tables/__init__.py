@@ -1,0 +1,1 @@
+"""The published data sets, one table per family of equations."""
