@@ -1,0 +1,46 @@
+# Every target makes its own virtual environment first; all are idempotent.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: help demo test lint docs bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+# A CPU build of torch is enough for the demo and the tests. Asking for it by its exact version first keeps pip
+# from a multi-gigabyte CUDA build on machines that have the CPU wheel at hand; users with a GPU set TORCH=.
+TORCH ?= torch==2.13.0
+
+$(BIN)/thalweg: pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(BIN)/pip install -q '$(TORCH)')
+	$(BIN)/pip install -q -e '.[dev]'
+	mkdir -p .typing/thalweg
+	for folder in apps diffusion pde core_optim checkpoints configs; do ln -sfn ../../$$folder .typing/thalweg/$$folder; done
+	touch $@
+
+demo: $(BIN)/thalweg  ## generate data, pretrain, fine-tune, compare, report: runs/demo/report.html
+	$(BIN)/thalweg demo
+
+lint: $(BIN)/thalweg  ## ruff, import layers, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy -p thalweg.core_optim -p thalweg.checkpoints -p thalweg.apps
+
+test: lint  ## lint, then the default tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+docs: $(BIN)/thalweg  ## build the documentation site into site/
+	$(BIN)/pip install -q -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+bench: $(BIN)/thalweg  ## print every figure quoted in the documentation
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/poseidon_model.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pde_loader.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pde_solvers.py
+
+clean:  ## remove what the targets made, runs and data excepted
+	rm -rf $(VENV) .typing build dist site *.egg-info

@@ -1,0 +1,149 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our resume rules.
+
+Lightning overlays hyper-parameters stored in a checkpoint over config files and flags, so a flag given on resume is
+silently lost. Our modules store none; the resolved configuration goes into the checkpoint under ``app_config``
+instead, flags win, and :mod:`thalweg.apps.build` rebuilds a network from that mapping alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from thalweg.apps import registry
+from thalweg.apps.errors import as_exit, explain
+
+COMMANDS = ("fit", "validate", "test", "predict")
+RUNS = "runs"
+OWN_HELP = """
+thalweg's own options, expanded before Lightning's command line sees them:
+  --app NAME            the app's default configuration (`thalweg apps` lists them); flags and --config override it
+  --config FILE         a file, or one shipped with thalweg such as poseidon/tiny.yaml or trainer/cpu.yaml;
+                        several overlay each other, the later wins
+  --resume RUN|last     continue a run folder from its last.ckpt with its saved configuration (fit only)
+"""
+
+
+def run(command: str, argv: list[str]) -> None:
+    """Run one of Lightning's commands on expanded arguments.
+
+    Raises:
+        SystemExit: With one line on what the user can mend; set ``THALWEG_DEBUG=1`` for the traceback.
+    """
+    if any(flag in argv for flag in ("-h", "--help")):
+        print(OWN_HELP)
+    try:
+        arguments = expand(command, argv)
+    except (ValueError, OSError) as error:
+        raise as_exit(error) from None
+    sys.argv = ["thalweg", command, *arguments]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from jsonargparse import ArgumentError
+
+    from thalweg.apps.lightning_cli import launch
+
+    try:
+        with warnings.catch_warnings():
+            quiet_known_warnings()
+            launch()
+    except ArgumentError as error:
+        raise as_exit(ValueError(explain(str(error)))) from None
+    except (ValueError, OSError, ImportError) as error:
+        raise as_exit(error) from None
+
+
+def expand(command: str, argv: list[str]) -> list[str]:
+    """Replace ``--app``, ``--resume`` and shipped config names by what LightningCLI understands."""
+    out: list[str] = []
+    first: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, has_value, value = word.partition("=")
+        if flag not in ("--app", "--config", "-c", "--resume"):
+            out.append(word)
+            continue
+        if not has_value:
+            value = next(words, "")
+        if not value:
+            raise ValueError(f"{flag} needs a value")
+        if flag == "--app":
+            first += ["--config", str(find_config(registry.get(value).config))]
+        elif flag == "--resume":
+            if command != "fit":
+                raise ValueError(f"--resume continues a fit; for {command} pass --ckpt_path FILE")
+            config, checkpoint = find_run(value)
+            first += ["--config", str(config)]
+            out += ["--ckpt_path", str(checkpoint)]
+        else:
+            out += ["--config", str(find_config(value))]
+    return first + out
+
+
+def find_config(name: str) -> Path:
+    """A configuration file: a path, or one shipped in ``thalweg.configs`` (with or without ``configs/``).
+
+    Raises:
+        ValueError: If there is none; the message lists the shipped ones.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    root = shipped_configs()
+    candidate = root / name.removeprefix("configs/")
+    if candidate.is_file():
+        return candidate
+    known = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.yaml"))
+    raise ValueError(f"no configuration file {name!r}; shipped ones: {', '.join(known)}")
+
+
+def shipped_configs() -> Path:
+    """Folder of the YAML files that ship with the package."""
+    return Path(str(resources.files("thalweg.configs")))
+
+
+def find_run(name: str) -> tuple[Path, Path]:
+    """Configuration and newest checkpoint of a run folder; ``last`` means the newest run under ``runs/``.
+
+    Raises:
+        ValueError: If the folder holds no configuration or no checkpoint.
+    """
+    if name == "last":
+        found = sorted(Path(RUNS).rglob("*.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise ValueError(f"nothing to resume: no checkpoint under {RUNS}/")
+        folder = found[-1].parent
+        while folder != Path(RUNS) and not (folder / "config.yaml").is_file():
+            folder = folder.parent
+    else:
+        folder = Path(name)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
+    checkpoints = sorted(folder.rglob("*.ckpt"), key=lambda p: (p.stat().st_mtime, p.name.startswith("last")))
+    if not checkpoints:
+        raise ValueError(f"run folder {folder} holds no checkpoint yet; start it again without --resume")
+    return config, checkpoints[-1]
+
+
+def quiet_known_warnings() -> None:
+    """Hide Lightning's hints that say nothing about the user's run."""
+    for text in (
+        r".*does not have many workers.*",
+        r".*LeafSpec.*deprecated.*",
+        r".*`instantiate_classes`.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
+
+def trainer_defaults() -> dict[str, Any]:
+    """Defaults under every config: runs go to ``runs/`` and are logged as CSV, never into a source folder."""
+    logger = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": RUNS, "name": "run"},
+    }
+    return {"default_root_dir": RUNS, "logger": logger}
