@@ -1,0 +1,128 @@
+"""What a config file says about optimisation; plain data, checked where it is made.
+
+Example:
+    ```yaml
+    optim:
+      lr: 5.0e-4
+      weight_decay: 0.1
+      schedule: {name: cosine, warmup_ratio: 0.05}
+      groups:
+        - {name: no_decay, pattern: 'bias', weight_decay: 0.0}
+    ```
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _require(condition: bool, owner: str, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{owner}: {name} is {value!r}, allowed: {allowed}")
+
+
+def _check_hyperparameters(
+    owner: str,
+    lr: float | None,
+    weight_decay: float | None,
+    betas: tuple[float, float] | None,
+    eps: float | None,
+) -> None:
+    _require(lr is None or lr >= 0.0, owner, "lr", lr, "a number >= 0")
+    _require(
+        weight_decay is None or weight_decay >= 0.0, owner, "weight_decay", weight_decay, "a number >= 0"
+    )
+    if betas is not None:
+        good = len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas)
+        _require(good, owner, "betas", betas, "two numbers in [0, 1)")
+    _require(eps is None or eps > 0.0, owner, "eps", eps, "a number > 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRule:
+    """Parameters whose name matches a pattern form one group; of several matching rules the first one wins."""
+
+    name: str
+    """Name of the group in tables and logs, unique within one optimizer."""
+    pattern: str
+    """Regular expression searched anywhere in a parameter's full name; anchor it with ^ and $ if needed."""
+    lr: float | None = None
+    """Peak learning rate of the group; the optimizer's own if not given."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of the group; the optimizer's own if not given."""
+    betas: tuple[float, float] | None = None
+    """Moment coefficients of the group; the optimizer's own if not given."""
+    eps: float | None = None
+    """Term added to the denominator in this group; the optimizer's own if not given."""
+    optional: bool = False
+    """Accept a rule that matches no parameter, which otherwise is an error."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        owner = f"group rule {self.name!r}"
+        _require(bool(self.name), owner, "name", self.name, "a non-empty text")
+        _check_hyperparameters(owner, self.lr, self.weight_decay, self.betas, self.eps)
+        try:
+            re.compile(self.pattern)
+        except re.error as err:
+            raise ValueError(
+                f"{owner}: pattern {self.pattern!r} is not a regular expression ({err})"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Factor on every group's learning rate as a function of the optimizer step."""
+
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """What follows the warm-up: half a cosine, a straight line, no change, or stable-then-decay (wsd)."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up from 0; excludes warmup_ratio."""
+    warmup_ratio: float = 0.0
+    """Warm-up as a share of all optimizer steps, rounded up; excludes warmup_steps."""
+    final_ratio: float = 0.0
+    """Factor reached at the last step, as a share of the peak; constant ignores it."""
+    decay_ratio: float = 0.2
+    """Share of all optimizer steps that wsd spends decaying; other schedules ignore it."""
+    decay_shape: Literal["linear", "cosine", "sqrt"] = "linear"
+    """Curve of the decay of wsd; sqrt is 1 - sqrt(progress) of Haegele et al. (2024)."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        owner = f"schedule {self.name!r}"
+        _require(self.warmup_steps >= 0, owner, "warmup_steps", self.warmup_steps, "an integer >= 0")
+        for name in ("warmup_ratio", "final_ratio", "decay_ratio"):
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, owner, name, value, "a number in [0, 1]")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"{owner}: give warmup_steps ({self.warmup_steps}) or warmup_ratio ({self.warmup_ratio}), not both"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Optimizer, its defaults, parameter groups and schedule."""
+
+    name: str = "adamw"
+    """Algorithm; the known names are the keys of thalweg.core_optim.build.OPTIMIZERS."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, multiplied by the current learning rate at each step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
+    eps: float = 1e-8
+    """Term added to the denominator, in the units of a gradient."""
+    kernel: Literal["auto", "fused", "foreach", "loop"] = "auto"
+    """Implementation of the update; auto takes the fused kernel wherever torch has one."""
+    groups: list[GroupRule] = field(default_factory=list)
+    """Rules tried in this order, before the rules that the module brings along."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning-rate schedule, one factor for all groups."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _check_hyperparameters(f"optimizer {self.name!r}", self.lr, self.weight_decay, self.betas, self.eps)
