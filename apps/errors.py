@@ -38,7 +38,7 @@ def near(word: str, known: Iterable[str]) -> str:
 
 
 def explain(message: str) -> str:
-    """The telling lines of a jsonargparse message, with the nearest accepted option when a key is mistyped."""
+    """The telling lines of a jsonargparse message; a mistyped key gets the nearest accepted option."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not NOISE.match(line)]
     text = "; ".join(dict.fromkeys(lines)) or message.strip()
     classes = CLASS_PATH.findall(message)

@@ -1,7 +1,7 @@
 """The index over the suite: which apps exist, what they train, on which data, judged by which metrics.
 
-Entries are frozen records of strings, so importing this module costs milliseconds and no torch. The YAML named by
-an entry is what runs; tests tie the two together. Third parties add apps through the entry-point group
+Entries are frozen records of strings, so importing this module costs milliseconds and no torch. The YAML that
+an entry names is what runs; tests tie the two together. Third parties add apps through the entry-point group
 ``thalweg.apps``: an entry point names a callable without arguments that calls :func:`register`.
 """
 

@@ -1,8 +1,8 @@
 """``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our resume rules.
 
-Lightning overlays hyper-parameters stored in a checkpoint over config files and flags, so a flag given on resume is
-silently lost. Our modules store none; the resolved configuration goes into the checkpoint under ``app_config``
-instead, flags win, and :mod:`thalweg.apps.build` rebuilds a network from that mapping alone.
+Lightning overlays hyper-parameters stored in a checkpoint over config files and flags, so a flag given on
+resume is silently lost. Our modules store none; the resolved configuration goes into the checkpoint under
+``app_config`` instead, flags win, and :mod:`thalweg.apps.build` rebuilds a network from that mapping alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 RUNS = "runs"
 OWN_HELP = """
 thalweg's own options, expanded before Lightning's command line sees them:
-  --app NAME            the app's default configuration (`thalweg apps` lists them); flags and --config override it
+  --app NAME            default configuration of an app (see `thalweg apps`); --config and flags override it
   --config FILE         a file, or one shipped with thalweg such as poseidon/tiny.yaml or trainer/cpu.yaml;
                         several overlay each other, the later wins
   --resume RUN|last     continue a run folder from its last.ckpt with its saved configuration (fit only)
