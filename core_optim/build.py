@@ -43,8 +43,8 @@ def build(
     Args:
         module: Owner of the parameters.
         config: What to build.
-        total_steps: Optimizer steps of the whole run, e.g. ``trainer.estimated_stepping_batches``; None, -1 or
-            infinity for an endless run.
+        total_steps: Optimizer steps of the whole run, e.g. ``trainer.estimated_stepping_batches``; None, -1
+            or infinity for an endless run.
         extra_rules: Group rules that the module brings along, tried after ``config.groups``.
 
     Raises:
@@ -55,7 +55,7 @@ def build(
     schedule = bind(config.schedule, steps)
     if steps is not None and (warmup := warmup_steps(config.schedule, steps)) > steps:
         warnings.warn(
-            f"the warm-up of {warmup} steps is longer than the run of {steps} steps: the peak is never reached",
+            f"the warm-up of {warmup} steps is longer than the run of {steps} steps: its peak is not reached",
             stacklevel=2,
         )
     groups = parameter_groups(module, config, extra_rules)
