@@ -42,7 +42,7 @@ def _check_hyperparameters(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupRule:
-    """Parameters whose name matches a pattern form one group; of several matching rules the first one wins."""
+    """Parameters whose name matches a pattern form one group; of several matching rules the first wins."""
 
     name: str
     """Name of the group in tables and logs, unique within one optimizer."""
@@ -98,7 +98,8 @@ class ScheduleConfig:
             _require(0.0 <= value <= 1.0, owner, name, value, "a number in [0, 1]")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
-                f"{owner}: give warmup_steps ({self.warmup_steps}) or warmup_ratio ({self.warmup_ratio}), not both"
+                f"{owner}: warmup_steps ({self.warmup_steps}) and warmup_ratio ({self.warmup_ratio}) exclude"
+                " each other"
             )
 
 

@@ -7,7 +7,7 @@ progress s = (step - w) / (n - w) clipped to [0, 1]:
     cosine    f + (1 - f) (1 + cos(pi s)) / 2
     linear    f + (1 - f) (1 - s)
     constant  1
-    wsd       1, then f + (1 - f) d(s') over the last share of the run (warm-up, stable, decay; Hu et al. 2024)
+    wsd       1, then f + (1 - f) d(s') over the last share of the run (Hu et al. 2024)
 
 where f is the final ratio. The factor at step 0 of a warm-up is 0, as in the published Poseidon recipe.
 """
@@ -49,12 +49,12 @@ def factor(config: ScheduleConfig, step: int, total_steps: int | None = None) ->
         return 1.0
     if total_steps is None:
         raise ValueError(_needs_total(f"schedule {config.name!r}"))
-    start, shape = warmup, config.name
+    start = warmup
     if config.name == "wsd":
         start = max(warmup, total_steps - round(config.decay_ratio * total_steps))
-        shape = config.decay_shape
     if step < start:
         return 1.0
+    shape = config.decay_shape if config.name == "wsd" else config.name
     # A run that ends at its peak (start == total_steps) has nothing left to decay over.
     progress = min(1.0, (step - start) / (total_steps - start)) if start < total_steps else 1.0
     return config.final_ratio + (1.0 - config.final_ratio) * _decay(shape, progress)
@@ -83,6 +83,6 @@ def _decay(shape: str, progress: float) -> float:
 
 def _needs_total(what: str) -> str:
     return (
-        f"{what} needs the number of optimizer steps, which an endless run does not have: set trainer.max_steps"
-        " or trainer.max_epochs, or use schedule.name=constant with warmup_steps"
+        f"{what} needs the number of optimizer steps, which an endless run does not have: set"
+        " trainer.max_steps or trainer.max_epochs, or use schedule.name=constant with warmup_steps"
     )
