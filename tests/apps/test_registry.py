@@ -1,0 +1,102 @@
+"""The registry is light, complete and extensible."""
+
+import importlib
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from thalweg.apps import registry
+from thalweg.apps.trainer_cli import find_config
+
+
+def resolve(path: str) -> object:
+    module, _, name = path.replace(":", ".").rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("name", registry.apps())
+def test_every_path_of_an_app_resolves(name: str) -> None:
+    app = registry.get(name)
+    assert resolve(app.module).__name__ == app.module.rpartition(".")[2]
+    assert resolve(app.datamodule).__name__ == app.datamodule.rpartition(".")[2]
+    assert find_config(app.config).is_file()
+
+
+@pytest.mark.parametrize("name", registry.apps())
+def test_default_config_runs_the_registered_classes(name: str) -> None:
+    import yaml
+
+    app = registry.get(name)
+    config = yaml.safe_load(find_config(app.config).read_text())
+    assert config["model"]["class_path"] == app.module
+    assert config["data"]["class_path"] == app.datamodule
+
+
+@pytest.mark.parametrize("name", registry.datasets())
+def test_every_data_set_describes_itself(name: str) -> None:
+    ref = registry.datasets()[name]
+    spec = resolve(ref.target)(**ref.kwargs)
+    assert f"pde/{spec.name}" == name
+    assert ref.summary
+
+
+@pytest.mark.parametrize("name", registry.metrics())
+def test_every_metric_is_ideal_on_identical_fields(name: str) -> None:
+    import torch
+
+    ref = registry.metrics()[name]
+    metric = resolve(ref.target)(**ref.kwargs)
+    fields_BCHW = torch.randn(3, 2, 16, 16, dtype=torch.float64)
+    metric.update(fields_BCHW, fields_BCHW)
+    value = metric.compute()
+    values = list(value.values()) if isinstance(value, dict) else [value]
+    assert values
+    for number in values:
+        assert float(torch.as_tensor(number).max()) == pytest.approx(ref.ideal, abs=1e-12)
+
+
+def test_unknown_app_names_the_near_match() -> None:
+    with pytest.raises(ValueError, match="unknown app 'posiedon'. Did you mean poseidon"):
+        registry.get("posiedon")
+
+
+def test_a_name_is_registered_once() -> None:
+    app = registry.get("poseidon")
+    with pytest.raises(ValueError, match="already registered"):
+        registry.register(app)
+
+
+def test_third_parties_register_through_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_APPS", {})
+    monkeypatch.setattr(registry, "_loaded", False)
+    ours = registry.App(
+        name="theirs",
+        summary="s",
+        module="m.M",
+        datamodule="d.D",
+        datasets=(),
+        metrics=(),
+        config="c",
+        paper="p",
+    )
+
+    class Entry:
+        def load(self) -> object:
+            return lambda: registry.register(ours)
+
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry()] if group == "thalweg.apps" else [])
+    assert set(registry.apps()) >= {"poseidon", "theirs"}
+
+
+def test_registry_imports_neither_torch_nor_lightning() -> None:
+    code = (
+        "import sys, time; t = time.process_time(); from thalweg.apps import registry; registry.apps();"
+        "print(time.process_time() - t, 'torch' in sys.modules, 'lightning' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert out[1:] == ["False", "False"]
+    assert float(out[0]) < 0.3
