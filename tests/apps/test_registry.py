@@ -58,7 +58,7 @@ def test_every_metric_is_ideal_on_identical_fields(name: str) -> None:
 
 
 def test_unknown_app_names_the_near_match() -> None:
-    with pytest.raises(ValueError, match="unknown app 'posiedon'. Did you mean poseidon"):
+    with pytest.raises(ValueError, match=r"unknown app 'posiedon'\. Did you mean poseidon"):
         registry.get("posiedon")
 
 
