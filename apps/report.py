@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STYLE = """
-:root { color-scheme: light dark; --line: #d5dbe1; --soft: #f3f6f8; --ink: #16202a; --paper: #ffffff; --mark: #0b6e8a; }
+:root { color-scheme: light dark;
+  --line: #d5dbe1; --soft: #f3f6f8; --ink: #16202a; --paper: #ffffff; --mark: #0b6e8a; }
 @media (prefers-color-scheme: dark) {
   :root { --line: #33414d; --soft: #1b252d; --ink: #dfe7ec; --paper: #11181e; --mark: #5cc4dd; }
 }
@@ -24,7 +25,7 @@ th:first-child, td:first-child { text-align: left; }
 tr.best td { font-weight: 650; color: var(--mark); }
 figure { margin: 1.2rem 0; } img { max-width: 100%; background: #fff; border-radius: 4px; }
 figcaption, .note { font-size: .9rem; opacity: .8; }
-pre { background: var(--soft); padding: .7rem .9rem; overflow-x: auto; border-radius: 4px; font-size: .86rem; }
+pre { background: var(--soft); padding: .7rem .9rem; overflow-x: auto; border-radius: 4px; }
 """.strip()
 
 
