@@ -68,9 +68,8 @@ class KeyReport:
 
     def summary(self) -> str:
         """One line of counts, then what was renamed (grouped by kind of change) and dropped."""
-        lines = [
-            f"{len(self.mapping)} tensors kept, {len(self.renamed)} of them renamed, {len(self.dropped)} dropped"
-        ]
+        kept, renamed, dropped = len(self.mapping), len(self.renamed), len(self.dropped)
+        lines = [f"{kept} tensors kept, {renamed} of them renamed, {dropped} dropped"]
         kinds: dict[str, list[str]] = {}
         for source, target in self.renamed.items():
             kinds.setdefault(_change(source, target), []).append(f"{source} -> {target}")
@@ -141,7 +140,7 @@ class KeyMap:
 
 
 def _change(source: str, target: str) -> str:
-    """Shared start and end cut away: ``model.a.gamma -> a.weight`` is ``model.``..."""
+    """Kind of a change in words: a prefix cut away, or another last part."""
     if source.endswith(target):
         return f"without prefix {source[: len(source) - len(target)]!r}"
     old, new = source.rsplit(".", 1)[-1], target.rsplit(".", 1)[-1]

@@ -137,7 +137,11 @@ def load_pickled(path: Path) -> Any:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(Path(path), write)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
