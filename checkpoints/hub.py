@@ -91,7 +91,7 @@ def resolve(ref: str | Path, filename: str | None = None, revision: str | None =
             raise ValueError(f"{text} is a local path, which has no revision {revision!r}")
         return _resolve_local(local, filename)
     hub = parse(text)
-    if filename and hub.filename or revision and hub.revision:
+    if (filename and hub.filename) or (revision and hub.revision):
         raise ValueError(
             f"{text!r} already states what filename={filename!r}, revision={revision!r} asks for"
         )
