@@ -112,8 +112,8 @@ def band_error(
 ) -> Tensor:
     """Relative L2 error in percent inside bands of wave numbers.
 
-    Band n holds the wave numbers from ``bands[n]`` up to ``bands[n + 1]``, the last one being open. A band with
-    less than the share ``zero_norm`` of the group's power is divided by that share: its own is rounding.
+    Band n holds the wave numbers from ``bands[n]`` up to ``bands[n + 1]``, the last one being open. A band
+    with less than the share ``zero_norm`` of the group's power is divided by that share: its own is rounding.
 
     Returns:
         Errors of shape (B, G, N); a band that the grid cannot resolve has error 0.
