@@ -1,8 +1,8 @@
 """Read Lightning checkpoints without Lightning: weights, averaged or raw, and the configuration they carry.
 
 With ``EMAWeightAveraging`` (Lightning 2.6) the entry ``state_dict`` of a file holds the averaged weights and
-``current_model_state`` the raw ones; without that callback ``state_dict`` is raw. The configuration of the run
-lies under ``app_config`` as ``{"model": {"class_path": ..., "init_args": ...}, "data": {...}}``.
+``current_model_state`` the raw ones; without that callback ``state_dict`` is raw. The configuration of the
+run lies under ``app_config`` as ``{"model": {"class_path": ..., "init_args": ...}, "data": {...}}``.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class LightningCheckpoint:
         """
         if self.app_config is None:
             raise ValueError(
-                f"{self.path} carries no {CONFIG_KEY!r}, so its network cannot be rebuilt; only checkpoints of"
-                " 'thalweg fit' carry it"
+                f"{self.path} carries no {CONFIG_KEY!r}, so its network cannot be rebuilt; only"
+                " checkpoints of 'thalweg fit' carry it"
             )
         return self.app_config
 
