@@ -1,7 +1,7 @@
 """Recipes: how each data set is made, found by name without importing a solver.
 
-A recipe turns sample indices into arrays in the published on-disk layout. Solver families stay unimported until
-one of their names is asked for, so listing the names costs nothing.
+A recipe turns sample indices into arrays in the published on-disk layout. A solver family is imported when
+one of its names is asked for, so listing the names costs nothing.
 """
 
 from __future__ import annotations
