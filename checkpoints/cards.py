@@ -1,4 +1,4 @@
-"""Model cards: a template with places to fill, under the YAML front matter that the Hugging Face hub reads."""
+"""Model cards: a template with places to fill, under the YAML front matter that the hub reads."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ Example:
       groups:
         - {name: no_decay, pattern: 'bias', weight_decay: 0.0}
     ```
+
+The classes have no slots: jsonargparse reads default instances through their ``__dict__``.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def _check_hyperparameters(
     _require(eps is None or eps > 0.0, owner, "eps", eps, "a number > 0")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupRule:
     """Parameters whose name matches a pattern form one group; of several matching rules the first wins."""
 
@@ -72,7 +74,7 @@ class GroupRule:
             ) from None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """Factor on every group's learning rate as a function of the optimizer step."""
 
@@ -103,7 +105,7 @@ class ScheduleConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimizer, its defaults, parameter groups and schedule."""
 
