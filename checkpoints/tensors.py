@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,20 +120,32 @@ def load_pickled(path: Path) -> Any:
     Raises:
         ValueError: If the file is damaged or asks for anything else.
     """
+    with path.open("rb") as file:
+        magic = file.read(2)
+    if not magic.startswith((b"PK", b"\x80")):
+        raise ValueError(f"{path} is no PyTorch file: {_diagnosis(path, 'unknown content')}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Instructions of newer pickle protocols are either known to the restricted unpickler or refused.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
-        reason = str(err).split("\n")[0]
-        for line in str(err).splitlines():
-            if "Unsupported" in line or "GLOBAL" in line:
-                reason = line.strip()
-                break
+        if (demand := _refused_demand(err)) is None:
+            raise ValueError(f"{path} cannot be read: {_diagnosis(path, str(err))}") from err
         raise ValueError(
             f"{path} is refused: it is no plain set of tensors but a pickle that may run code when opened"
-            f" ({reason}); ask its author for a .safetensors file"
+            f" ({demand}); ask its author for a .safetensors file"
         ) from None
     except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError, TypeError) as err:
         raise ValueError(f"{path} cannot be read: {_diagnosis(path, str(err))}") from err
+
+
+def _refused_demand(err: pickle.UnpicklingError) -> str | None:
+    """The sentence in which torch says what a pickle asked for; None if the file is merely damaged."""
+    for line in str(err).splitlines():
+        if "Unsupported" in line or "Trying to" in line or "not allowed" in line:
+            return line.split("WeightsUnpickler error: ")[-1].split(". Please")[0].strip().rstrip(".")
+    return None
 
 
 def write_text(path: str | Path, text: str) -> None:
