@@ -84,8 +84,8 @@ class ProblemSpec:
     """Boundary condition: ``periodic``, ``dirichlet``, ``absorbing``, ..."""
     file: str
     """Assembled file, e.g. ``NS-Sines.nc``."""
-    layout: Literal["netcdf", "helmholtz"] = "netcdf"
-    """``helmholtz`` stores one HDF5 group per sample."""
+    layout: Literal["netcdf", "helmholtz", "well", "pdebench"] = "netcdf"
+    """File format; ``helmholtz`` stores one HDF5 group per sample."""
     variables: tuple[Variable, ...]
     """Arrays in the file."""
     inputs: tuple[Channel, ...]

@@ -1,0 +1,1 @@
+"""File formats: each module turns files into named `StoredArray`s with their metadata."""
