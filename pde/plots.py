@@ -150,7 +150,9 @@ def scaling_curves(
         axis.plot(curve.samples, curve.errors, "o", color=colour, label=label, markersize=5)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for formatted in (axis.xaxis, axis.yaxis):
+        formatted.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     _dress(axis, title=title, x="training trajectories", y=ylabel)
     axis.legend(frameon=False, fontsize=8)
     return figure
@@ -181,7 +183,7 @@ def _dress(axis: Axes, *, title: str, x: str, y: str) -> None:
     axis.set_title(title, fontsize=10)
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=8, which="both")
     axis.grid(True, which="major", linewidth=0.4, alpha=0.5)
     axis.spines[["top", "right"]].set_visible(False)
 
