@@ -1,0 +1,193 @@
+"""Window attention of Swin v2: cosine similarity, continuous relative position bias (arXiv 2111.09883).
+
+Shapes: B batch, M windows of one grid, N tokens of one window, D width, H heads, E = D/H, h/w window sides.
+Normalisation, scale, bias and softmax are computed in float32 at least, also under autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thalweg.pde.poseidon.attend import attend
+from thalweg.pde.poseidon.windows import Windows
+
+MAX_LOGIT_SCALE = math.log(100.0)
+_HIDDEN = 512
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Context in which autocast does not touch operations on that device."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def offsets(window: int, scaled_by: int, device: torch.device) -> Tensor:
+    """Log-spaced offsets between tokens along one axis: -(window-1) .. window-1, shape (2*window-1,).
+
+    sign(c) log2(1 + |c|) / log2(8) with c = 8 r / (scaled_by - 1) (section 3.3), in float32 and in the order
+    that the published weights were trained with. A window of one token has the single offset 0.
+    """
+    r = torch.arange(-(window - 1), window, dtype=torch.float32, device=device)
+    c = r / max(scaled_by - 1, 1) * 8
+    return torch.sign(c) * torch.log2(torch.abs(c) + 1.0) / math.log2(8)
+
+
+class PositionBias(nn.Sequential):
+    """16 sigmoid(MLP(offset)), evaluated once per distinct offset and then spread over all pairs of tokens.
+
+    Without gradients the small table is kept until the parameters, their dtype or device change.
+    """
+
+    def __init__(self, num_heads: int, window: tuple[int, int], scaled_by: tuple[int, int]) -> None:
+        super().__init__(nn.Linear(2, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, num_heads, bias=False))
+        self.window = window
+        self.scaled_by = scaled_by
+        self._cache = _TableCache()
+
+    def forward(self) -> Tensor:
+        """Bias (H, N, N), in float32 or the wider dtype of the parameters."""
+        h, w = self.window
+        table = self.table().flip(1, 2)
+        # Entry (i, j) is table[i - j + w - 1] per axis: windows sliding over the flipped table, in reverse.
+        pairs = table.unfold(1, h, 1).unfold(2, w, 1).flip(1, 2)
+        return pairs.reshape(-1, h * w, h * w)
+
+    def table(self) -> Tensor:
+        """Bias per offset, shape (H, 2h-1, 2w-1)."""
+        parameters = (self[0].weight, self[0].bias, self[2].weight)
+        wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if self.training or wants_grad or torch.compiler.is_compiling():
+            return self._table(*parameters)
+        cached = self._cache.get(parameters)
+        return cached if cached is not None else self._cache.put(parameters, self._table(*parameters))
+
+    def _table(self, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor) -> Tensor:
+        device, dtype = weight_in.device, torch.promote_types(weight_in.dtype, torch.float32)
+        rows, cols = (offsets(n, s, device) for n, s in zip(self.window, self.scaled_by))
+        grid = torch.stack(torch.meshgrid(rows, cols, indexing="ij"), -1).to(dtype)
+        with full_precision(device):
+            hidden = F.relu(F.linear(grid, weight_in.to(dtype), bias_in.to(dtype)))
+            return 16 * torch.sigmoid(F.linear(hidden, weight_out.to(dtype)).permute(2, 0, 1))
+
+    def clear_cache(self) -> None:
+        """Forget the table."""
+        self._cache = _TableCache()
+
+    def train(self, mode: bool = True) -> PositionBias:
+        """Switch mode and forget the table."""
+        self.clear_cache()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PositionBias:
+        self.clear_cache()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.clear_cache()
+        super()._load_from_state_dict(*args)
+
+
+class _TableCache:
+    """One table and the parameters it was computed from. Never copied along with its module."""
+
+    def __init__(self) -> None:
+        self.table: Tensor | None = None
+        self.stamp: tuple[Any, ...] = ()
+        self.copies: tuple[Tensor, ...] = ()
+
+    def get(self, parameters: tuple[Tensor, ...]) -> Tensor | None:
+        if self.table is None or self.stamp != _stamp(parameters):
+            return None
+        # Edits through ``.data`` leave no trace in the stamp; comparing values on CPU costs microseconds.
+        if not all(torch.equal(a, b) for a, b in zip(self.copies, parameters)):
+            return None
+        return self.table
+
+    def put(self, parameters: tuple[Tensor, ...], table: Tensor) -> Tensor:
+        stamp = _stamp(parameters)
+        if stamp:
+            self.stamp, self.table = stamp, table
+            self.copies = tuple(p.detach().clone() for p in parameters if p.device.type == "cpu")
+        return table
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _TableCache:
+        return _TableCache()
+
+    def __reduce__(self) -> tuple[type[_TableCache], tuple[()]]:
+        return _TableCache, ()
+
+
+def _stamp(parameters: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Identity and version of the parameters; empty for tensors that have neither."""
+    if torch._C._are_functorch_transforms_active() or any(p.is_inference() or p.is_meta for p in parameters):
+        return ()
+    return tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
+
+
+class CosineAttention(nn.Module):
+    """Multi-head attention of tokens within windows, with logits scale * cos(q, k) + bias."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        windows: Windows,
+        *,
+        scaled_by: tuple[int, int],
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.windows = windows
+        self.dropout = dropout
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
+        self.continuous_position_bias_mlp = PositionBias(num_heads, windows.window, scaled_by)
+        self.query = nn.Linear(width, width, bias=qkv_bias)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=qkv_bias)
+
+    def forward(self, x_XND: Tensor) -> Tensor:
+        """Mix the tokens of every window; X = B*M windows, shape kept."""
+        q, k, v = self.query(x_XND), self.key(x_XND), self.value(x_XND)
+        with full_precision(x_XND.device):
+            out_XND = self._attend(*(self._heads(t) for t in (q, k, v)))
+        return out_XND.to(v.dtype)
+
+    def _heads(self, t_XND: Tensor) -> Tensor:
+        wide = t_XND.to(torch.promote_types(t_XND.dtype, torch.float32))
+        return wide.unflatten(-1, (self.num_heads, -1))
+
+    def _attend(self, q_XNHE: Tensor, k_XNHE: Tensor, v_XNHE: Tensor) -> Tensor:
+        scale_H1 = self.logit_scale[..., 0].to(q_XNHE.dtype).clamp(max=MAX_LOGIT_SCALE).exp()
+        q_XNHE = q_XNHE * (scale_H1 / _norm(q_XNHE))
+        k_XNHE = k_XNHE / _norm(k_XNHE)
+        bias_HNN = self.continuous_position_bias_mlp().to(q_XNHE.dtype)
+        if not self.windows.shifted:
+            heads = attend(*(t.transpose(1, 2) for t in (q_XNHE, k_XNHE, v_XNHE)), bias_HNN, self._p)
+            return heads.transpose(1, 2).flatten(2)
+        # Masks differ between windows: give every (window, head) its own bias, shared by the batch.
+        mask_MNN = self.windows.shift_mask(bias_HNN.device, bias_HNN.dtype)
+        bias = (mask_MNN[:, None] + bias_HNN).flatten(0, 1)
+        num_tokens, num_windows = q_XNHE.shape[1], self.windows.num_windows
+        q, k, v = (
+            t.unflatten(0, (-1, num_windows)).transpose(2, 3).flatten(1, 2) for t in (q_XNHE, k_XNHE, v_XNHE)
+        )
+        heads = attend(q, k, v, bias, self._p).unflatten(1, (num_windows, self.num_heads))
+        return heads.transpose(2, 3).reshape(-1, num_tokens, self.num_heads * v.shape[-1])
+
+    @property
+    def _p(self) -> float:
+        return self.dropout if self.training else 0.0
+
+
+def _norm(t_XNHE: Tensor) -> Tensor:
+    """Euclidean length of every head's vector, at least 1e-12, shape (X, N, H, 1)."""
+    return t_XNHE.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-12)

@@ -1,0 +1,85 @@
+"""Windows of tokens: cutting a grid into them, putting it together again, and the mask of shifted windows.
+
+Shapes: B batch, H/W token grid, D width, M windows of one grid, N tokens of one window.
+Everything is plain shape arithmetic, so nothing has to be stored, moved between devices or kept in step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# The shift mask is -100 and the published network adds it twice.
+SHIFT_PENALTY = -200.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Windows:
+    """How one block cuts its token grid (Swin v2, arXiv 2111.09883; Swin, arXiv 2103.14030, section 3.2)."""
+
+    grid: tuple[int, int]
+    """Rows and columns of the token grid."""
+    window: tuple[int, int]
+    """Rows and columns of one window."""
+    shift: tuple[int, int] = (0, 0)
+    """Rows and columns by which the grid is rolled up and left before it is cut."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Windows along rows and columns; the grid is padded with zeros at the bottom and on the right."""
+        return -(-self.grid[0] // self.window[0]), -(-self.grid[1] // self.window[1])
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in one grid."""
+        return self.counts[0] * self.counts[1]
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the grid is rolled, so that a mask separates tokens that are not neighbours."""
+        return self.shift != (0, 0)
+
+    def split(self, x_BHWD: Tensor) -> Tensor:
+        """Tokens by window, shape (B*M, N, D), windows in row-major order."""
+        (height, width), (rows, cols), (h, w) = self.grid, self.counts, self.window
+        bottom, right = rows * h - height, cols * w - width
+        if bottom or right:
+            x_BHWD = F.pad(x_BHWD, (0, 0, 0, right, 0, bottom))
+        if self.shifted:
+            x_BHWD = x_BHWD.roll((-self.shift[0], -self.shift[1]), (1, 2))
+        x = x_BHWD.reshape(-1, rows, h, cols, w, x_BHWD.shape[-1])
+        return x.transpose(2, 3).reshape(-1, h * w, x_BHWD.shape[-1])
+
+    def join(self, x_XND: Tensor) -> Tensor:
+        """Inverse of :meth:`split`: tokens on the grid, shape (B, H, W, D), padding removed."""
+        (height, width), (rows, cols), (h, w) = self.grid, self.counts, self.window
+        x = x_XND.reshape(-1, rows, cols, h, w, x_XND.shape[-1]).transpose(2, 3)
+        x_BHWD = x.reshape(-1, rows * h, cols * w, x_XND.shape[-1])
+        if self.shifted:
+            x_BHWD = x_BHWD.roll(self.shift, (1, 2))
+        return x_BHWD[:, :height, :width]
+
+    def shift_mask(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Logit offset (M, N, N): 0 between tokens that touch on the unrolled grid, a penalty otherwise.
+
+        Rolling brings opposite edges of the padded grid together. Along each axis the rolled grid falls into
+        three regions with the cuts -window and -shift; tokens of different regions must not see each other.
+        """
+        (rows, cols), (h, w) = self.counts, self.window
+        region_R = _regions(rows * h, h, self.shift[0], device)
+        region_C = _regions(cols * w, w, self.shift[1], device)
+        label_HW = 3 * region_R[:, None] + region_C[None, :]
+        label_MN = label_HW.reshape(rows, h, cols, w).transpose(1, 2).reshape(rows * cols, h * w)
+        differs_MNN = label_MN[:, :, None] != label_MN[:, None, :]
+        return differs_MNN.to(dtype) * SHIFT_PENALTY
+
+
+def _regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Region number 0, 1 or 2 of every position along one axis; a single region if the axis is not rolled."""
+    position = torch.arange(size, device=device)
+    if shift == 0:
+        return torch.zeros_like(position)
+    return (position >= size - window).long() + (position >= size - shift).long()
