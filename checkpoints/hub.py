@@ -149,7 +149,8 @@ def _fetch_model(ref: HubRef) -> Path:
         return _cached_model(ref, "offline mode is on")
     try:
         # Large models come in both kinds of weights, and only the list of files tells which there are.
-        names = set(HfApi().list_repo_files(ref.repo_id, revision=ref.revision))
+        files = HfApi().model_info(ref.repo_id, revision=ref.revision, timeout=10).siblings or []
+        names = {file.rfilename for file in files}
         patterns = ["*.json", "README.md", *_weight_patterns(ref, names)]
         return Path(snapshot_download(ref.repo_id, revision=ref.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError) as err:
