@@ -94,14 +94,17 @@ def normalizer_for(
         spec: the data set.
         file_constants: ``{"inputs": {channel: [mean, std]}, "outputs": {...}}`` stored by our generators.
         mode: ``published`` constants (for released networks), those of the ``file``, ``compute`` them from
-            the training part, or ``auto``: the file's if it has them, else the published ones.
+            the training part, or ``auto``: the file's if it has them, else the published ones
+            (computed for formats without published constants).
         reader: needed by ``compute``.
 
     Raises:
         ValueError: the file has no constants, or lacks those of a stored channel.
     """
     if mode == "auto":
-        mode = "published" if file_constants is None else "file"
+        # Files of The Well and PDEBench are described on the fly; nothing is published for them here.
+        foreign = spec.layout in ("well", "pdebench") and reader is not None
+        mode = "file" if file_constants is not None else "compute" if foreign else "published"
     if mode == "published":
         return _build(_published(spec.inputs), _published(spec.outputs), mode)
     if mode == "file":

@@ -155,21 +155,27 @@ class TrajectoryReader:
         out_NCHW: np.ndarray,
         offset: np.ndarray | None = None,
         std: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
-        """Write the snapshots (samples[n], frames[n]) to out[n], normalised if constants (C,) are given."""
+        """Write the snapshots (samples[n], frames[n]) to out[rows[n]], or out[n].
+
+        They are normalised if `offset` and `std` (C,) are given.
+        """
+        rows = np.arange(len(samples)) if rows is None else rows
         affine = None
         if offset is not None and std is not None:
             affine = (offset.astype(np.float32)[:, None, None], std.astype(np.float32)[:, None, None])
         for c, plane in self._planes[side]:
             _write(plane, first := np.empty((1, *self.grid), np.float32), affine, slice(c, c + 1))
-            out_NCHW[:, c] = first
+            out_NCHW[rows, c] = first
         self._check_range(samples, frames)
         order = np.lexsort((frames, samples))
         starts = np.flatnonzero(np.diff(samples[order], prepend=-1))
-        for rows in np.split(order, starts[1:]):
-            wanted, inverse = np.unique(frames[rows], return_inverse=True)
+        for picked in np.split(order, starts[1:]):
+            wanted, inverse = np.unique(frames[picked], return_inverse=True)
             for run in self._runs[side]:
-                self._fill_run(run, int(samples[rows[0]]), wanted, rows, inverse, out_NCHW, affine)
+                sample = int(samples[picked[0]])
+                self._fill_run(run, sample, wanted, rows[picked], inverse, out_NCHW, affine)
 
     def _fill_run(
         self,
