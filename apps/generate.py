@@ -29,8 +29,9 @@ def generate(
     continues when the same command is given again.
 
     Args:
-        name: Data set: NS-Sines, NS-Gauss, NS-PwC, NS-Tracer-PwC, NS-BB, NS-SL, NS-SVS, FNS-KF, CE-RP, CE-CRP,
-            CE-KH, CE-Gauss, CE-RPUI, CE-RM, GCE-RT, Wave-Gauss, Wave-Layer, ACE, Poisson-Gauss or Helmholtz.
+        name: Data set: NS-Sines, NS-Gauss, NS-PwC, NS-Tracer-PwC, NS-BB, NS-SL, NS-SVS, FNS-KF, CE-RP,
+            CE-CRP, CE-KH, CE-Gauss, CE-RPUI, CE-RM, GCE-RT, Wave-Gauss, Wave-Layer, ACE, Poisson-Gauss or
+            Helmholtz.
         out: Folder for the file, which gets the published file name.
         samples: Number of trajectories, or of samples of a steady problem.
         resolution: Grid points per axis.

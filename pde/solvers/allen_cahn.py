@@ -33,7 +33,7 @@ class AllenCahnConfig:
     """Grid points F per axis."""
     epsilon: float = 220.0
     """Square root of the reaction rate."""
-    max_step: float = 0.5
+    max_step: float = 0.25
     """Largest time step times the decay rate 2 eps^2 of disturbances of a phase."""
 
 

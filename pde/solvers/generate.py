@@ -96,7 +96,7 @@ def generate(
     console = Console(stderr=True, quiet=not progress)
     target = Path(out) / spec.file
     if _is_finished(target, record, overwrite=overwrite):
-        console.print(f"{target} is already there; pass --overwrite to make it again", highlight=False)
+        console.print(f"{target} is already there; pass --overwrite true to make it again", highlight=False)
         return target
     shapes = sizes(spec, samples=samples, frames=max(1, request.frames), resolution=resolution)
     parts = Parts(target)
@@ -210,7 +210,9 @@ def _is_finished(target: Path, record: Mapping[str, object], *, overwrite: bool)
         raise ValueError(f"{target} exists and was not generated here; move it away or choose another folder")
     changed = differences(json.loads(stored), record)
     if changed and not overwrite:
-        raise ValueError(f"{target} exists with other parameters ({changed}); pass --overwrite to replace it")
+        raise ValueError(
+            f"{target} exists with other parameters ({changed}); pass --overwrite true to replace it"
+        )
     return not overwrite
 
 

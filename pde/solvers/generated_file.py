@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,14 +105,15 @@ def write_dataset(
                     statistics.add(channel, sample)
             yield sample
 
-    def closing() -> dict[str, object]:
-        return {**attributes, "constants": json.dumps(_constants(rows, statistics))}
-
     with _replacing(path) as temporary:
         if spec.layout == "helmholtz":
-            _write_groups(temporary, spec, observed(), closing)
+            _write_groups(temporary, spec, observed())
         else:
-            _write_netcdf(temporary, spec, shapes, observed(), times, closing)
+            _write_netcdf(temporary, spec, shapes, observed(), times)
+        constants = json.dumps(_constants(rows, statistics))
+        # h5netcdf would store numbers as arrays of length one.
+        with h5py.File(temporary, "r+") as file:
+            file.attrs.update({**attributes, "constants": constants})
 
 
 def _constants(rows: list[ProblemSpec], statistics: ChannelStatistics) -> dict[str, dict[str, list[float]]]:
@@ -133,9 +134,8 @@ def _write_netcdf(
     shapes: Mapping[str, tuple[int, ...]],
     samples: Iterable[Mapping[str, np.ndarray]],
     times: tuple[float, ...],
-    closing: Callable[[], Mapping[str, object]],
 ) -> None:
-    """NetCDF4; ``closing`` gives the global attributes when all samples are written."""
+    """NetCDF4 with the dimensions of the catalog row and a coordinate ``time``."""
     with h5netcdf.File(path, "w") as file:
         for variable in spec.variables:
             for dim, length in zip(variable.dims, shapes[variable.name]):
@@ -153,24 +153,15 @@ def _write_netcdf(
         for number, sample in enumerate(samples):
             for name, field in sample.items():
                 file.variables[name][number] = field
-        for name, value in closing().items():
-            file.attrs[name] = value
 
 
-def _write_groups(
-    path: Path,
-    spec: ProblemSpec,
-    samples: Iterable[Mapping[str, np.ndarray]],
-    closing: Callable[[], Mapping[str, object]],
-) -> None:
+def _write_groups(path: Path, spec: ProblemSpec, samples: Iterable[Mapping[str, np.ndarray]]) -> None:
     """HDF5 with one group of float64 arrays per sample, as Helmholtz is published."""
     with h5py.File(path, "w") as file:
         for number, sample in enumerate(samples):
             group = file.create_group(f"Sample_{number}")
             for variable in spec.variables:
                 group.create_dataset(variable.name, data=np.asarray(sample[variable.name], np.float64))
-        for name, value in closing().items():
-            file.attrs[name] = value
 
 
 @contextmanager

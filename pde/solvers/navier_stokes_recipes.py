@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from thalweg.pde.solvers import flow_initial as initial
+from thalweg.pde.solvers import spectral_checks
 from thalweg.pde.solvers.navier_stokes import NavierStokes, NavierStokesConfig
-from thalweg.pde.solvers.recipes import Recipe, SampleRequest
+from thalweg.pde.solvers.recipes import Check, Recipe, SampleRequest
 from thalweg.pde.solvers.seeding import draw
 
 TIMES = tuple(round(0.05 * k, 2) for k in range(21))
@@ -109,6 +110,11 @@ def recipe(name: str) -> Recipe:
         resolution_multiple=8,
         axes="y x" if flow.transpose else "x y",
     )
+
+
+def checks() -> list[Check]:
+    """Figures about this family and the other spectral ones, for the benchmark."""
+    return spectral_checks.checks()
 
 
 def sample(flow: Flow, request: SampleRequest) -> dict[str, Tensor]:
