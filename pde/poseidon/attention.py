@@ -189,5 +189,9 @@ class CosineAttention(nn.Module):
 
 
 def _norm(t_XNHE: Tensor) -> Tensor:
-    """Euclidean length of every head's vector, at least 1e-12, shape (X, N, H, 1)."""
-    return t_XNHE.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-12)
+    """Euclidean length of every head's vector, at least 1e-12, shape (X, N, H, 1).
+
+    The clamp sits below the root: tokens can be exactly zero (at initialisation and lead time 0, in padding),
+    and there the root alone has an infinite slope.
+    """
+    return t_XNHE.square().sum(-1, keepdim=True).clamp_min(1e-24).sqrt()
