@@ -76,6 +76,17 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: object) 
     module.load_state_dict(state, strict=True)
 
 
+def check_finite(state: Mapping[str, Tensor], source: object) -> None:
+    """Refuse weights with NaN or infinity, which a diverged run or an uninitialised tensor leaves behind.
+
+    Raises:
+        ValueError: Naming the tensors.
+    """
+    bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(f"{source} holds NaN or infinity in {len(bad)} tensors ({_shorten(bad)})")
+
+
 def _shorten(names: Sequence[str]) -> str:
     rest = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f", and {rest} more" if rest > 0 else "")

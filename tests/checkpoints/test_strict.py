@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.checkpoints.strict import compare, load_strict
+from thalweg.checkpoints.strict import check_finite, compare, load_strict
 
 
 def test_equal_state_is_loaded() -> None:
@@ -32,3 +32,12 @@ def test_long_lists_are_cut_and_counted() -> None:
     module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(5)))
     with pytest.raises(ValueError, match=r"10 tensors are missing \(.*, and 6 more\)"):
         load_strict(module, {}, "empty")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value: float) -> None:
+    state = {"good": torch.ones(2), "count": torch.tensor(3), "bad": torch.tensor([1.0, value])}
+    with pytest.raises(ValueError, match=r"file holds NaN or infinity in 1 tensors \(bad\)"):
+        check_finite(state, "file")
+    del state["bad"]
+    check_finite(state, "file")

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from thalweg.checkpoints.cards import Card, read_front_matter, render, templates
+from thalweg.checkpoints.model_card import Card, read_front_matter, render, templates
 
 FIELDS = {"channels_in": 4, "channels_out": 4, "resolution": 128, "class_path": "thalweg.x.Net"}
 CARD = Card(

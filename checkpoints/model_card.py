@@ -89,6 +89,17 @@ def read_front_matter(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def without_machine_paths(value: Any) -> Any:
+    """A configuration for others: of absolute paths, which tell about a machine, only the last part stays."""
+    if isinstance(value, Mapping):
+        return {key: without_machine_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_machine_paths(item) for item in value]
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return PurePath(value).name
+    return value
+
+
 def _front_matter(card: Card) -> str:
     entries: dict[str, Any] = {
         "license": card.license,
@@ -120,15 +131,4 @@ def _table(errors: Mapping[str, Mapping[str, float]]) -> str:
 def _code(config: Mapping[str, Any]) -> str:
     if not config:
         return ""
-    return f"```yaml\n{yaml.safe_dump(_without_machine_paths(dict(config)), sort_keys=False)}```"
-
-
-def _without_machine_paths(value: Any) -> Any:
-    """A card is for others: absolute paths tell about the author's machine, so only their last part stays."""
-    if isinstance(value, Mapping):
-        return {key: _without_machine_paths(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_machine_paths(item) for item in value]
-    if isinstance(value, str) and PurePath(value).is_absolute():
-        return PurePath(value).name
-    return value
+    return f"```yaml\n{yaml.safe_dump(without_machine_paths(dict(config)), sort_keys=False)}```"

@@ -1,0 +1,231 @@
+"""``thalweg export`` and ``thalweg import``: Lightning checkpoints and published weights to tidy folders.
+
+A folder holds ``config.json``, ``model.safetensors`` (with an index if sharded), the model card ``README.md``
+and ``provenance.json``. It is complete before it appears under its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from thalweg.checkpoints.lightning_ckpt import LightningCheckpoint
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+def export(
+    *,
+    ckpt: str | Path,
+    to: str | Path,
+    weights: Literal["auto", "ema", "raw"] = "auto",
+    push: str | None = None,
+    license: str = "apache-2.0",
+    dtype: DType | None = None,
+    errors: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Turn a Lightning checkpoint into a Hugging Face folder, and optionally push it to the hub.
+
+    Args:
+        ckpt: Checkpoint file of ``thalweg fit``.
+        to: Folder to write.
+        weights: ema for averaged weights, raw for the optimizer's, auto for averaged ones if there are any.
+        push: Repository ORG/NAME on the Hugging Face hub to create if needed and upload to.
+        license: Licence identifier for the card, as the hub spells it.
+        dtype: Store floating-point weights in this type; as trained if not given.
+        errors: Result file of ``thalweg evaluate`` whose errors the card shows.
+        overwrite: Replace files of an existing folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the checkpoint does not fit its configuration, the folder is in use, or the push fails.
+    """
+    from thalweg.apps.build import build_network
+    from thalweg.apps.model_card import card_text, parameter_count, provenance_of, read_errors
+    from thalweg.checkpoints import lightning_ckpt, strict
+
+    target = _free_target(to, overwrite)
+    if push is not None:
+        _check_push(push)
+    checkpoint = lightning_ckpt.read(ckpt, weights)
+    network = build_network(checkpoint.require_config())
+    strict.load_strict(network, checkpoint.network_state(), checkpoint.path)
+    strict.check_finite(network.state_dict(), checkpoint.path)
+    _cast(network, dtype)
+    provenance = provenance_of(checkpoint)
+    table = read_errors(Path(errors)) if errors is not None else {}
+
+    def fill(folder: Path) -> None:
+        card = card_text(
+            network, repo=push or target.name, license=license, provenance=provenance, errors=table
+        )
+        _write_folder(network, folder, _network_tree(checkpoint), provenance, card)
+
+    _write_aside(target, fill)
+    print(f"wrote {target} ({parameter_count(network)} parameters, {checkpoint.weights} weights)")
+    if push is not None:
+        print(f"pushed to {_push(target, push, checkpoint)}")
+    return target
+
+
+def import_(
+    ref: str,
+    *,
+    to: str | Path,
+    license: str | None = None,
+    dtype: DType | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Verify a published scOT checkpoint, tensor for tensor, and write it in the current layout.
+
+    Args:
+        ref: Folder, ORG/NAME, or hf://ORG/NAME[@REVISION].
+        to: Folder to write.
+        license: Licence identifier for the card; that of the source's card, else other, if not given.
+        dtype: Store floating-point weights in this type; as published if not given.
+        overwrite: Replace files of an existing folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the reference cannot be resolved, or the weights do not fit their configuration.
+    """
+    from thalweg.apps.model_card import card_text, parameter_count, stated_license, versions
+    from thalweg.checkpoints import hub, strict, tensors
+    from thalweg.checkpoints.maps.poseidon import MAP
+    from thalweg.pde.poseidon import ScOT
+
+    target = _free_target(to, overwrite)
+    source = hub.resolve(ref)
+    if source.is_file():
+        raise ValueError(f"{ref} is a single file; give the folder that also holds its config.json")
+    found = hub.weight_file(source)
+    network = ScOT.from_pretrained(source)
+    strict.check_finite(network.state_dict(), found)
+    _cast(network, dtype)
+    origin = source.name if Path(ref).expanduser().exists() else ref
+    provenance = {"imported from": origin, "weight file": found.name, **versions()}
+    name = license or stated_license(source) or "other"
+
+    def fill(folder: Path) -> None:
+        card = card_text(network, repo=target.name, license=name, provenance=provenance, errors={})
+        _write_folder(network, folder, {}, provenance, card)
+
+    _write_aside(target, fill)
+    print(f"{found}: every tensor fits {type(network).__name__} ({parameter_count(network)} parameters)")
+    print(MAP.trace(tensors.load(found)).summary())
+    print(f"wrote {target}")
+    return target
+
+
+def _free_target(to: str | Path, overwrite: bool) -> Path:
+    """The target folder, which must be new or empty unless files may be replaced."""
+    target = Path(to).expanduser().absolute()
+    if target.is_file():
+        raise ValueError(f"{target} is a file; give a folder")
+    if not overwrite and target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"folder {target} is not empty; pass --overwrite=true or another folder")
+    return target
+
+
+def _write_aside(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder beside the target, then move its files there."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        fill(aside)
+        if not target.is_dir():
+            os.replace(aside, target)
+            return
+        written = {path.name for path in aside.iterdir()}
+        for name in sorted(written):
+            os.replace(aside / name, target / name)
+        # Weights of another layout would win over the new ones, or be pushed along with them.
+        for pattern in ("model*.safetensors", "model*.json", "pytorch_model*.bin", "pytorch_model*.json"):
+            for stale in set(target.glob(pattern)) - {target / name for name in written}:
+                stale.unlink()
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_folder(
+    network: nn.Module, folder: Path, tree: Mapping[str, Any], provenance: Mapping[str, Any], card: str
+) -> None:
+    """Configuration, weights, card and provenance; other networks than scOT are described by their class."""
+    from thalweg.apps.results import write_json
+    from thalweg.checkpoints import tensors
+    from thalweg.pde.poseidon import ScOT
+
+    if isinstance(network, ScOT):
+        network.save_pretrained(folder)
+        stored = str(next(network.parameters()).dtype).removeprefix("torch.")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        write_json({**config, "torch_dtype": stored}, folder / "config.json")
+    else:
+        tensors.save_sharded(network.state_dict(), folder)
+        write_json(tree, folder / "config.json")
+    checksums = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    write_json({**provenance, "sha256": checksums}, folder / "provenance.json")
+    tensors.write_text(folder / "README.md", card)
+
+
+def _network_tree(checkpoint: LightningCheckpoint) -> dict[str, Any]:
+    tree: dict[str, Any] = checkpoint.require_config()["model"]["init_args"]["network"]
+    return tree
+
+
+def _cast(network: nn.Module, dtype: DType | None) -> None:
+    if dtype is not None:
+        import torch
+
+        network.to(getattr(torch, dtype))
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_push(repo: str) -> None:
+    """Refuse a bad name and offline mode before any work is done."""
+    from huggingface_hub import constants
+
+    from thalweg.checkpoints import hub
+
+    ref = hub.parse(repo)
+    if ref.repo_id != repo:
+        raise ValueError(f"push is {repo!r}; give a repository as ORG/NAME")
+    if constants.is_offline_mode():
+        raise ValueError(f"cannot push to {repo}: offline mode is on (HF_HUB_OFFLINE)")
+
+
+def _push(folder: Path, repo: str, checkpoint: LightningCheckpoint) -> str:
+    """Upload a folder; returns the address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    api = HfApi()
+    message = f"{checkpoint.weights} weights after {checkpoint.global_step} steps"
+    try:
+        url = api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    except (HTTPError, OSError, ValueError) as err:
+        reason = str(err).strip().splitlines()[0]
+        raise ValueError(
+            f"{folder} is complete but was not pushed ({reason}): run 'hf auth login', then"
+            f" 'hf upload {repo} {folder}'"
+        ) from err
+    return str(url)
