@@ -186,10 +186,14 @@ def _network_tree(checkpoint: LightningCheckpoint) -> dict[str, Any]:
 
 
 def _cast(network: nn.Module, dtype: DType | None) -> None:
-    if dtype is not None:
-        import torch
+    """Convert real weights; complex ones, as in Fourier layers, would lose their imaginary part."""
+    if dtype is None:
+        return
+    import torch
 
-        network.to(getattr(torch, dtype))
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(getattr(torch, dtype))
 
 
 def _sha256(path: Path) -> str:

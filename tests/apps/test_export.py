@@ -39,6 +39,10 @@ UNET = {
     "class_path": "thalweg.pde.baselines.unet.UNetOperator",
     "init_args": {"config": {"num_channels": 2, "num_out_channels": 2}},
 }
+FNO = {
+    "class_path": "thalweg.pde.baselines.fno.FNOOperator",
+    "init_args": {"config": {"num_channels": 2, "num_out_channels": 2, "modes": 4, "width": 4, "depth": 1}},
+}
 X, T = torch.randn(4, 2, 16, 16, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 1, 4)
 
 
@@ -149,6 +153,15 @@ def test_reduced_precision_is_stored_and_stated(run: tuple[nn.Module, Path], tmp
     assert {t.dtype for t in load(folder / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert (outputs(ScOT.from_pretrained(str(folder))) - outputs(run[0])).abs().max() < 0.05
+
+
+def test_complex_weights_keep_their_precision(tmp_path: Path) -> None:
+    _, ckpt = fit(tmp_path, FNO, [])
+    whole = load(export(ckpt=ckpt, to=tmp_path / "whole") / "model.safetensors")
+    half = load(export(ckpt=ckpt, to=tmp_path / "half", dtype="bfloat16") / "model.safetensors")
+    kinds = {(whole[name].dtype, value.dtype) for name, value in half.items()}
+    assert kinds == {(torch.float32, torch.bfloat16), (torch.complex64, torch.complex64)}
+    assert all(torch.equal(whole[name], value) for name, value in half.items() if value.is_complex())
 
 
 def test_other_networks_are_described_by_their_class(tmp_path: Path) -> None:
