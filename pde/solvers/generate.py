@@ -96,7 +96,8 @@ def generate(
     console = Console(stderr=True, quiet=not progress)
     target = Path(out) / spec.file
     if _is_finished(target, record, overwrite=overwrite):
-        console.print(f"{target} is already there; pass --overwrite true to make it again", highlight=False)
+        message = f"{target} is already there; pass --overwrite true to make it again"
+        console.print(message, highlight=False, soft_wrap=True)
         return target
     shapes = sizes(spec, samples=samples, frames=max(1, request.frames), resolution=resolution)
     parts = Parts(target)
