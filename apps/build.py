@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Tree = Mapping[str, Any]
+PARSER_KEY = re.compile(r'Parser key "([\w.]+)":\s*')
 
 
 def build_network(app_config: Tree) -> nn.Module:
@@ -119,12 +121,12 @@ def instantiate(tree: Tree, base: type[T], key: str) -> T:
     for path in class_paths(tree):
         import_class(path)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, key, required=True)
+    parser.add_argument(f"--{key}", type=base, required=True)
     try:
         config = parser.parse_object({key: dict(tree)})
     except ArgumentError as err:
-        reason = explain(str(err)).replace(f'Parser key "{key}":; ', "")
-        raise ValueError(f"{key}: {reason}") from None
+        where = ".".join(dict.fromkeys((key, *PARSER_KEY.findall(str(err)))))
+        raise ValueError(f"{where}: {explain(PARSER_KEY.sub('', str(err)))}") from None
     return cast(T, parser.instantiate(config)[key])
 
 

@@ -38,18 +38,7 @@ def parameter_groups(
     rules = [*config.groups, *extra_rules]
     _check_unique(rules)
     aliases = _names_by_parameter(module)
-    members: dict[str, list[nn.Parameter]] = {rule.name: [] for rule in rules}
-    members[DEFAULT] = []
-    claimed: set[nn.Parameter] = set()
-    for rule in rules:
-        matching = [p for p, names in aliases.items() if any(re.search(rule.pattern, n) for n in names)]
-        fresh = [p for p in matching if p not in claimed]
-        if not fresh and not rule.optional:
-            raise ValueError(_unused(rule, rules, bool(matching), aliases))
-        claimed.update(fresh)
-        members[rule.name] = [p for p in fresh if p.requires_grad]
-    members[DEFAULT] = [p for p in aliases if p not in claimed and p.requires_grad]
-
+    members = _assign(rules, aliases)
     by_name = {rule.name: rule for rule in rules}
     groups = [
         {
@@ -93,6 +82,23 @@ def describe(groups: Sequence[dict[str, Any]]) -> str:
         for row in table
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _assign(
+    rules: Sequence[GroupRule], aliases: dict[nn.Parameter, list[str]]
+) -> dict[str, list[nn.Parameter]]:
+    """Trainable parameters per rule, then those of no rule; frozen ones count as matched."""
+    members: dict[str, list[nn.Parameter]] = {}
+    claimed: set[nn.Parameter] = set()
+    for rule in rules:
+        matching = [p for p, names in aliases.items() if any(re.search(rule.pattern, n) for n in names)]
+        fresh = [p for p in matching if p not in claimed]
+        if not fresh and not rule.optional:
+            raise ValueError(_unused(rule, rules, bool(matching), aliases))
+        claimed.update(fresh)
+        members[rule.name] = [p for p in fresh if p.requires_grad]
+    members[DEFAULT] = [p for p in aliases if p not in claimed and p.requires_grad]
+    return members
 
 
 def _names_by_parameter(module: nn.Module) -> dict[nn.Parameter, list[str]]:
