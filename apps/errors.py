@@ -12,8 +12,8 @@ import typing
 from collections.abc import Iterable, Iterator
 
 NOISE = re.compile(
-    r"\s*(usage:|tip:|subtypes:|errors:|given value|does not validate|- ?expected a <class 'nonetype'>|"
-    r"- ?problem with given class_path|parser key \"(model|data)\":$)",
+    r"\s*(- ?)?(usage:|tip:|subtypes:|errors:|given value|does not validate|expected a <class 'nonetype'>|"
+    r"problem with given class_path|parser key \"[\w.]+\":$)",
     flags=re.IGNORECASE,
 )
 BAD_KEY = re.compile(r"(?:[Oo]ption '([\w.]+)'|unrecognized arguments?: --([\w.+]+)|[Kk]ey '([\w.]+)')")
@@ -46,7 +46,8 @@ def explain(message: str) -> str:
         text = f"{classes[-1]}: {text}"
     if match := BAD_KEY.search(message):
         key = next(group for group in match.groups() if group)
-        text += near(key.rsplit(".", 1)[-1], accepted_options(classes, key))
+        if hint := near(key.rsplit(".", 1)[-1], accepted_options(classes, key)):
+            text = f"{text.rstrip(chr(46))}.{hint}"
     return text
 
 
