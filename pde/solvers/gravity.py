@@ -92,7 +92,7 @@ class GravityEuler:
     def speed(self, w_CBXY: Tensor) -> Tensor:
         """Largest |u| + |v| + 2c per sample."""
         rho, u, v, p = w_CBXY[:4, :, G:-G, G:-G]
-        return ((self.gamma * p / rho).sqrt() * 2.0 + u.abs() + v.abs()).amax(dim=(1, 2))
+        return (u.abs() + v.abs() + 2.0 * (self.gamma * p / rho).sqrt()).amax(dim=(1, 2))
 
     def advance(
         self, q_CBXY: Tensor, w_CBXY: Tensor, step_B: Tensor, spacing: float, slope_1BXY: Tensor | None

@@ -13,7 +13,7 @@ included. Time: the Taylor series of the linear system up to the fourth order.
 Shapes: B samples, T snapshots, N grid points per axis.
 
 References:
-    Mattsson, Nordstroem 2004, J. Comput. Phys. 199 (operators); Mattsson, Ham, Iaccarino 2009 (weak boundaries).
+    Mattsson, Nordstroem 2004, J. Comput. Phys. 199 (operators); Mattsson, Ham, Iaccarino 2009 (weak sides).
 """
 
 from __future__ import annotations
