@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import resource
+import stat
 import subprocess
 import sys
 import zipfile
@@ -34,6 +35,15 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 def test_safetensors_round_trip_is_bitwise(tmp_path: Path) -> None:
     save(STATE, tmp_path / "deep" / "m.safetensors")
     assert_same(load(tmp_path / "deep" / "m.safetensors"), STATE)
+
+
+def test_files_have_the_mode_that_the_user_asked_for(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        save(STATE, tmp_path / "m.safetensors")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o640
 
 
 @given(
