@@ -16,6 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from thalweg.pde.data.stored import Request, gather_blocks
+
 # Large enough that a compressed chunk spanning several snapshots is decoded once per block.
 _CHUNK_CACHE_BYTES = 32 * 2**20
 
@@ -114,20 +116,19 @@ class _Offsets:
             return dataset.id.get_offset() is not None
         return dataset.chunks[leading:] == dataset.shape[leading:]
 
-    def of(self, index: tuple[int, ...]) -> int | None:
-        """Byte offset of the snapshot at an index of the leading axes; None if it was never written."""
-        cell = tuple(i // c for i, c in zip(index, self._chunk))
-        base = int(self._table[cell])
-        if base < 0:
-            corner = tuple(i * c for i, c in zip(cell, self._chunk))
+    def of(self, index: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Byte offsets of snapshots by their indices along the leading axes; -1 for those never written."""
+        cells = tuple(i // c for i, c in zip(index, self._chunk))
+        base = np.array(self._table[cells]).reshape(len(index[0]) if index else 1)
+        for n in np.flatnonzero(base < 0).tolist():
+            corner = tuple(int(cell[n]) * c for cell, c in zip(cells, self._chunk))
             found = self._id.get_chunk_info_by_coord(corner + self._rest).byte_offset
-            if found is None:
-                return None
-            self._table[cell] = base = found
-        inside = 0
+            if found is not None:
+                base[n] = self._table[tuple(cell[n] for cell in cells)] = found
+        inside = np.zeros(len(base), np.int64)
         for i, c in zip(index, self._chunk):
             inside = inside * c + i % c
-        return base + inside * self.snapshot_bytes
+        return np.where(base < 0, -1, base + inside * self.snapshot_bytes)
 
 
 class H5Array:
@@ -182,31 +183,52 @@ class H5Array:
             return self._read_plain(offsets, sample, frames, channels)
         return self._read_slab(dataset, sample, frames, channels)
 
+    def gather(self, request: Request) -> None:
+        """Write single snapshots of many samples, straight into the target where the types agree."""
+        _, offsets = self._open()
+        if offsets is None or request.out.dtype != self.dtype:
+            gather_blocks(self, request)
+            return
+        targets = [request.out[row] for row in request.rows.tolist()]
+        self._fetch(offsets, request.samples, request.frames, request.channels, targets)
+
     def _where(self, sample: int, frame: int) -> str:
         return f"{self.source}: variable {self.name!r}, sample {sample}, snapshot {frame}"
 
     def _read_plain(
         self, offsets: _Offsets, sample: int, frames: Sequence[int], channels: slice
     ) -> np.ndarray:
-        tail = self.shape[len(self.dims) - len(self._tail) :]
-        first, count = 0, 1
-        if "channel" in self._tail:
-            first, stop, _ = channels.indices(tail[0])
-            count, tail = stop - first, tail[1:]
-        out = np.empty((len(frames), count, *tail), self.dtype)
-        skip = first * out[0, 0].nbytes
-        for block, frame in zip(out, frames):
-            index = {"sample": sample, "time": frame}
-            offset = offsets.of(tuple(index[dim] for dim in self.dims[: len(self.dims) - len(self._tail)]))
-            if offset is None:
-                raise ValueError(f"{self._where(sample, frame)} was never written")
-            found = os.preadv(self.file.descriptor, [block], offset + skip)
-            if found != block.nbytes:
-                raise ValueError(
-                    f"{self._where(sample, frame)}: expected shape {block.shape} ({block.nbytes} bytes), "
-                    f"found {found} bytes before the end of the file; it is truncated"
-                )
+        shape = self.shape[len(self.dims) - len(self._tail) :]
+        shape = shape if "channel" in self._tail else (1, *shape)
+        out = np.empty((len(frames), len(range(shape[0])[channels]), *shape[1:]), self.dtype)
+        self._fetch(offsets, np.full(len(frames), sample), np.asarray(frames), channels, list(out))
         return out
+
+    def _fetch(
+        self,
+        offsets: _Offsets,
+        samples: np.ndarray,
+        frames: np.ndarray,
+        channels: slice,
+        targets: Sequence[np.ndarray],
+    ) -> None:
+        """Read snapshots by their byte offsets."""
+        index = {"sample": samples, "time": frames}
+        found = offsets.of(tuple(index[dim] for dim in self.dims if dim in index))
+        places = np.broadcast_to(found, len(targets))
+        skip = 0
+        if "channel" in self._tail:
+            skip = (channels.start or 0) * (offsets.snapshot_bytes // self.shape[self.dims.index("channel")])
+        descriptor = self.file.descriptor
+        for n, (place, target) in enumerate(zip(places.tolist(), targets)):
+            if place < 0:
+                raise ValueError(f"{self._where(int(samples[n]), int(frames[n]))} was never written")
+            count = os.preadv(descriptor, (target,), place + skip)
+            if count != target.nbytes:
+                raise ValueError(
+                    f"{self._where(int(samples[n]), int(frames[n]))}: expected shape {target.shape} "
+                    f"({target.nbytes} bytes), found {count} bytes; the file is truncated"
+                )
 
     def _read_slab(
         self, dataset: h5py.Dataset, sample: int, frames: Sequence[int], channels: slice
@@ -276,3 +298,7 @@ class GroupArray:
                 f"{self.source}: {item.path} should have shape {self.shape[1:]}, found {item.shape}"
             )
         return item.read(sample, frames, channels)
+
+    def gather(self, request: Request) -> None:
+        """Write single snapshots of many samples."""
+        gather_blocks(self, request)

@@ -129,14 +129,14 @@ class PairDataset:
         if "pixel_mask" not in batch:
             return
         spec, mask = self.reader.spec, batch["pixel_mask"].numpy()
+        if spec.mask_rule != "input_is_one":
+            masked = np.array([spec.mask_rule == "channels" and channel.masked for channel in spec.outputs])
+            mask[rows] = masked[:, None, None] if mask.ndim == 4 else masked
+            return
         # The airfoil's indicator is used as stored, so normalised and raw inputs agree on where it is 1.
         found = pixel_mask(spec, inputs[rows])
-        if found is None:
-            mask[rows] = False
-            return
-        mask[rows] = found[..., None, None] if found.ndim < mask.ndim else found
-        if spec.mask_rule == "input_is_one":
-            labels[rows] = np.where(found, np.float32(1.0), labels[rows])
+        mask[rows] = found
+        labels[rows] = np.where(found, np.float32(1.0), labels[rows])
 
 
 class MixtureDataset:

@@ -41,7 +41,7 @@ def spec_for_file(path: str | os.PathLike[str]) -> ProblemSpec:
     finally:
         contents.close()
     raise ValueError(
-        f"{path} ({contents.format}) carries no attribute 'thalweg_problem' and is not named like a data set: "
+        f"{path} ({contents.format}) has no attribute 'thalweg_problem' and is not named like a data set: "
         f"name it, as one of {', '.join(catalog.PROBLEMS)}"
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -39,9 +40,46 @@ class StoredArray(Protocol):
         """Snapshots of one sample as T C X Y; `channels` is one run (step 1)."""
         ...
 
+    def gather(self, request: Request) -> None:
+        """Write single snapshots of many samples, see `Request`."""
+        ...
+
     def close(self) -> None:
         """Close files of this process; the next read opens them again."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Snapshots (samples[n], frames[n]) to be written to out[rows[n]], sorted by sample and time."""
+
+    samples: np.ndarray
+    """Sample indices (N,)."""
+    frames: np.ndarray
+    """Snapshot indices (N,)."""
+    channels: slice
+    """One run of channels."""
+    out: np.ndarray
+    """Target, M C X Y; each out[row] is contiguous."""
+    rows: np.ndarray
+    """Rows of the target (N,)."""
+
+    def subset(self, chosen: np.ndarray, first_sample: int) -> Request:
+        """Part of the request, samples counted from `first_sample`."""
+        return replace(
+            self,
+            samples=self.samples[chosen] - first_sample,
+            frames=self.frames[chosen],
+            rows=self.rows[chosen],
+        )
+
+
+def gather_blocks(array: StoredArray, request: Request) -> None:
+    """Serve a request sample by sample, each in one read."""
+    edges = np.flatnonzero(np.diff(request.samples, prepend=-1))
+    for chosen in np.split(np.arange(len(request.samples)), edges[1:]):
+        sample, frames = int(request.samples[chosen[0]]), request.frames[chosen].tolist()
+        request.out[request.rows[chosen]] = array.read(sample, frames, request.channels)
 
 
 def size(array: StoredArray, dim: str) -> int | None:
@@ -85,6 +123,13 @@ class ShardedArray:
         shard = int(np.searchsorted(self.edges, sample, side="right")) - 1
         return self.parts[shard].read(sample - int(self.edges[shard]), frames, channels)
 
+    def gather(self, request: Request) -> None:
+        """Write single snapshots of many samples."""
+        owner = np.searchsorted(self.edges, request.samples, side="right") - 1
+        for shard in np.unique(owner).tolist():
+            chosen = np.flatnonzero(owner == shard)
+            self.parts[shard].gather(request.subset(chosen, int(self.edges[shard])))
+
     def close(self) -> None:
         """Close the files of all shards."""
         for part in self.parts:
@@ -118,6 +163,10 @@ class RatioArray:
     def read(self, sample: int, frames: Sequence[int], channels: slice = slice(None)) -> np.ndarray:
         """Snapshots of one sample as T C X Y."""
         return self.numerator.read(sample, frames, channels) / self.denominator.read(sample, frames)
+
+    def gather(self, request: Request) -> None:
+        """Write single snapshots of many samples."""
+        gather_blocks(self, request)
 
     def close(self) -> None:
         """Close the files of both arrays."""

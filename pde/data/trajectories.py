@@ -19,7 +19,7 @@ from thalweg.pde.data import catalog
 from thalweg.pde.data.formats.contents import Contents
 from thalweg.pde.data.open import open_contents
 from thalweg.pde.data.resample import downsample
-from thalweg.pde.data.stored import StoredArray, size
+from thalweg.pde.data.stored import Request, StoredArray, size
 from thalweg.pde.data.synthesis import synthesise
 from thalweg.pde.problem import Channel, ProblemSpec, Splits
 
@@ -161,44 +161,44 @@ class TrajectoryReader:
 
         They are normalised if `offset` and `std` (C,) are given.
         """
-        rows = np.arange(len(samples)) if rows is None else rows
-        affine = None
-        if offset is not None and std is not None:
-            affine = (offset.astype(np.float32)[:, None, None], std.astype(np.float32)[:, None, None])
-        for c, plane in self._planes[side]:
-            _write(plane, first := np.empty((1, *self.grid), np.float32), affine, slice(c, c + 1))
-            out_NCHW[rows, c] = first
         self._check_range(samples, frames)
-        order = np.lexsort((frames, samples))
-        starts = np.flatnonzero(np.diff(samples[order], prepend=-1))
-        for picked in np.split(order, starts[1:]):
-            wanted, inverse = np.unique(frames[picked], return_inverse=True)
-            for run in self._runs[side]:
-                sample = int(samples[picked[0]])
-                self._fill_run(run, sample, wanted, rows[picked], inverse, out_NCHW, affine)
+        rows = np.arange(len(samples)) if rows is None else rows
+        everywhere = slice(None) if len(rows) == len(out_NCHW) else rows
+        for c, plane in self._planes[side]:
+            known = offset is not None and std is not None
+            out_NCHW[everywhere, c] = (plane - offset[c]) / std[c] if known else plane
+        _, first, inverse = np.unique(samples * self.frames + frames, return_index=True, return_inverse=True)
+        copies = np.flatnonzero(first[inverse] != np.arange(len(rows)))
+        for run in self._runs[side]:
+            fields = out_NCHW[:, run.target]
+            self._fill_run(run, samples[first], frames[first], fields, rows[first])
+            fields[rows[copies]] = fields[rows[first[inverse[copies]]]]
+            if offset is not None and std is not None:
+                _normalize(fields, rows, offset[run.target], std[run.target])
 
     def _fill_run(
-        self,
-        run: _Run,
-        sample: int,
-        frames: np.ndarray,
-        rows: np.ndarray,
-        inverse: np.ndarray,
-        out_NCHW: np.ndarray,
-        affine: tuple[np.ndarray, np.ndarray] | None,
+        self, run: _Run, samples: np.ndarray, frames: np.ndarray, out: np.ndarray, rows: np.ndarray
     ) -> None:
-        block = run.array.read(sample, frames.tolist(), run.channels)
-        if self.check_finite:
-            self._refuse_non_finite(run, sample, frames, block)
-        if block.ndim == 2:  # one value per sample: spread over the plane
-            block = block[:, :, None, None]
+        """Write different snapshots, sorted by sample and time, to rows of a view with the run's channels."""
+        array = run.array
+        space = tuple(n for dim, n in zip(array.dims, array.shape) if dim in ("x", "y"))
+        direct = space == self.grid and not self.spec.transpose
+        if direct:
+            block, at = out, rows
         else:
-            block = block.swapaxes(-1, -2) if self.spec.transpose else block
-            if block.shape[-2:] != self.grid:
-                block = downsample(block, self.grid[0])
-        static = len(block) == 1
-        for row, position in zip(rows.tolist(), inverse.tolist()):
-            _write(block[0 if static else position], out_NCHW[row, run.target], affine, run.target)
+            block, at = np.empty((len(rows), out.shape[1], *space), np.float32), np.arange(len(rows))
+        array.gather(Request(samples=samples, frames=frames, channels=run.channels, out=block, rows=at))
+        if self.check_finite:
+            self._refuse_non_finite(run, samples, frames, block, at)
+        if direct:
+            return
+        if not space:  # one value per sample: spread over the plane
+            block = block[:, :, None, None]
+        elif self.spec.transpose:
+            block = block.swapaxes(-1, -2)
+        if space and block.shape[-2:] != self.grid:
+            block = downsample(block, self.grid[0])
+        out[rows] = block
 
     def _check_range(self, samples: np.ndarray, frames: np.ndarray) -> None:
         for what, values, limit in (("sample", samples, len(self)), ("snapshot", frames, self.frames)):
@@ -206,23 +206,24 @@ class TrajectoryReader:
                 wrong = values.max() if values.max() >= limit else values.min()
                 raise IndexError(f"{self.contents.path}: {what} {wrong} does not exist, there are {limit}")
 
-    def _refuse_non_finite(self, run: _Run, sample: int, frames: np.ndarray, block: np.ndarray) -> None:
+    def _refuse_non_finite(
+        self, run: _Run, samples: np.ndarray, frames: np.ndarray, block: np.ndarray, rows: np.ndarray
+    ) -> None:
         """Check each snapshot once per process; a sum is enough and several times faster than isfinite."""
         key = f"{run.array.name} {run.channels}"
         if key not in self._checked:
             self._checked[key] = np.zeros((len(self), self.frames), bool)
         seen = self._checked[key]
-        if seen[sample, frames].all():
-            return
-        for position, frame in enumerate(frames.tolist()[: len(block)]):
-            if not np.isfinite(block[position].sum(dtype=block.dtype)):
-                bad = ~np.isfinite(block[position]).reshape(block.shape[1], -1).all(axis=1)
-                if bad.any():
-                    raise ValueError(
-                        f"{run.array.source}: variable {run.array.name!r} has NaN or infinity in "
-                        f"sample {sample}, snapshot {frame}, channel {run.channels.start + int(bad.argmax())}"
-                    )
-        seen[sample, frames] = True
+        for n in np.flatnonzero(~seen[samples, frames]).tolist():
+            fields = block[rows[n]]
+            if not np.isfinite(fields.sum(dtype=np.float64)):
+                finite = np.isfinite(fields).reshape(len(fields), -1).all(axis=1)
+                raise ValueError(
+                    f"{run.array.source}: variable {run.array.name!r} has NaN or infinity in "
+                    f"sample {samples[n]}, snapshot {frames[n]}, "
+                    f"channel {run.channels.start + int((~finite).argmax())}"
+                )
+        seen[samples, frames] = True
 
     def close(self) -> None:
         """Close files in this process; reading opens them again."""
@@ -232,15 +233,13 @@ class TrajectoryReader:
         return {**self.__dict__, "_checked": {}}
 
 
-def _write(
-    source: np.ndarray, target: np.ndarray, affine: tuple[np.ndarray, np.ndarray] | None, channels: slice
-) -> None:
-    if affine is None:
-        target[...] = source
-        return
-    offset, std = affine
-    np.subtract(source, offset[channels], out=target, casting="same_kind")
-    np.divide(target, std[channels], out=target)
+def _normalize(fields: np.ndarray, rows: np.ndarray, offset: np.ndarray, std: np.ndarray) -> None:
+    """(fields - offset) / std in place, on some rows."""
+    shift, scale = (values.astype(fields.dtype)[:, None, None] for values in (offset, std))
+    whole = len(rows) == len(fields)
+    for block in [fields] if whole else [fields[row] for row in rows.tolist()]:
+        np.subtract(block, shift, out=block)
+        np.divide(block, scale, out=block)
 
 
 def split_sizes(

@@ -15,7 +15,7 @@ import numpy as np
 
 from thalweg.pde.data.formats.contents import Contents, plain_attributes
 from thalweg.pde.data.hdf5 import H5Array, LazyFile
-from thalweg.pde.data.stored import SPACE, RatioArray, StoredArray
+from thalweg.pde.data.stored import SPACE, RatioArray, Request, StoredArray, gather_blocks
 
 
 class TensorArray:
@@ -32,6 +32,10 @@ class TensorArray:
         """Snapshots of one sample as T C X Y."""
         block = np.moveaxis(self._array.read(sample, frames), -1, 2)
         return block.reshape(len(block), -1, *block.shape[3:])[:, channels]
+
+    def gather(self, request: Request) -> None:
+        """Write single snapshots of many samples."""
+        gather_blocks(self, request)
 
     def close(self) -> None:
         """Close the file in this process."""
