@@ -9,6 +9,7 @@ import huggingface_hub.constants
 import lightning as L
 import pytest
 import torch
+from golden import golden_files
 from hubserver import write_cache
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
@@ -298,6 +299,17 @@ def test_published_layout_is_imported_and_reported(
     assert "every tensor fits ScOT" in report
     assert "renamed gamma to weight: 1" in report
     assert "dropped model.encoder.layers.0.blocks.0.attention.self.relative_position_index" in report
+
+
+@pytest.mark.parametrize(
+    "model", golden_files("poseidon", "*/model.safetensors"), ids=lambda p: p.parent.name
+)
+def test_reference_layouts_are_imported_with_every_tensor(model: Path, tmp_path: Path) -> None:
+    folder = import_(str(model.parent), to=tmp_path / "new")
+    expected, _ = MAP.apply(load(model))
+    written = load(folder / "model.safetensors")
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
 def test_imported_weights_must_fit(run: tuple[nn.Module, Path], tmp_path: Path) -> None:

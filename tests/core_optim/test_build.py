@@ -133,6 +133,29 @@ def test_state_survives_a_deep_copy() -> None:
     assert copy.deepcopy(built["optimizer"]).param_groups[0]["name"] == "bias"
 
 
+def test_fused_kernel_obeys_loss_scaling_and_clipping() -> None:
+    """Scaled loss, unscaled and clipped gradients: the same weights as without any scaling."""
+
+    def run(kernel: str, scale: float) -> nn.Module:
+        net = network()
+        config = OptimConfig(lr=1e-2, kernel=kernel, schedule=ScheduleConfig(name="constant"))
+        optimizer = build(net, config, None)["optimizer"]
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(4):
+            x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            scaler.scale(net(x).square().mean()).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.01)
+            scaler.step(optimizer)
+            scaler.update()
+        return net
+
+    reference = run("loop", 1.0)
+    for a, b in zip(run("fused", 2.0**12).parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_lightning_clips_gradients_under_mixed_precision(tmp_path: Path) -> None:
