@@ -62,8 +62,8 @@ def golden_trajectory(path: Path) -> tuple[torch.Tensor, torch.Tensor, dict[str,
 def test_golden_trajectory_is_met_as_closely_as_a_scheme_of_this_order_can(cells: int, share: float) -> None:
     """Reference: an independent wave-propagation code on 256 x 256 cells, averaged to 64 x 64.
 
-    Relative L1 distance per channel: below the bands for second-order schemes, and close to what the reference
-    code itself loses on the same grid.
+    Relative L1 distance per channel: below the bands for second-order schemes, and close to what the
+    reference code itself loses on the same grid.
     """
     files = golden_files("poseidon", "*euler_riemann*.safetensors")
     assert files
@@ -167,9 +167,9 @@ def test_block_average_preserves_the_integral() -> None:
 
 
 def test_half_slopes_of_known_values() -> None:
-    """Monotone: (1, 2, 4) -> central 1.5, half 0.75; steep: (0, 0.1, 4) -> 2 a = 0.2, half 0.1; extremum: 0."""
+    """Monotone (1, 2, 4): central 1.5, half 0.75; steep (0, 0.1, 4): 2 a = 0.2, half 0.1; extremum: 0."""
     rows = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.1, 4.0], [0.0, 1.0, 0.0], [4.0, 2.0, 1.0]])
-    w = rows.T[None, None].repeat(1, 1, 1, 1)
+    w = rows.T[None, None]
     # Three cells along x and, to give the narrowing across something to cut, a copy on each side.
     w = torch.cat([w[..., :1], w, w[..., -1:]], dim=3)
     assert half_slopes(w, 2)[0, 0, 0].tolist() == pytest.approx([0.75, 0.1, 0.0, -0.75])
