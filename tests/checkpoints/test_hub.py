@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from hubserver import COMMIT, Hub, serve, write_cache
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thalweg.checkpoints.hub import WEIGHT_FILES, HubRef, parse, resolve, weight_file
@@ -34,6 +34,7 @@ def connect(online: pytest.MonkeyPatch, url: str) -> None:
     online.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
+@settings(deadline=None)
 @given(org=names, name=names, revision=st.none() | names, file=st.none() | st.lists(names, min_size=1))
 def test_reference_is_read_back_from_its_text(
     org: str, name: str, revision: str | None, file: list[str] | None

@@ -1,7 +1,7 @@
 """Key maps: order, reports, collisions, and the way back; the scOT rules against the real key tree."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thalweg.checkpoints.keymap import Drop, KeyMap, Rename
@@ -57,6 +57,7 @@ def test_inverse_holds_the_steps_that_can_be_undone() -> None:
     assert MAP.one_way == (RULES[0], RULES[1], RULES[3])
 
 
+@settings(deadline=None)
 @given(names=st.sets(canonical, min_size=1))
 def test_scot_names_go_out_in_the_old_layout_and_come_back(names: set[str]) -> None:
     state = {name: i for i, name in enumerate(sorted(names))}
@@ -66,6 +67,7 @@ def test_scot_names_go_out_in_the_old_layout_and_come_back(names: set[str]) -> N
     assert MAP.inverse().inverse().apply(old)[0] == state
 
 
+@settings(deadline=None)
 @given(names=st.sets(canonical, min_size=1), prefix=st.lists(st.sampled_from(PREFIXES), max_size=3))
 def test_scot_prefixes_are_stripped_in_any_nesting(names: set[str], prefix: list[str]) -> None:
     wrapped = {"".join(prefix) + name: name for name in names}
@@ -74,6 +76,7 @@ def test_scot_prefixes_are_stripped_in_any_nesting(names: set[str], prefix: list
     assert len(report.renamed) == (len(names) if prefix else 0)
 
 
+@settings(deadline=None)
 @given(names=st.sets(canonical, min_size=1))
 def test_scot_map_leaves_canonical_names_alone(names: set[str]) -> None:
     assert MAP.trace(names).unmatched == tuple(names)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thalweg.checkpoints.tensors import load, read_metadata, save, save_sharded, write_text
@@ -46,6 +46,7 @@ def test_files_have_the_mode_that_the_user_asked_for(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o640
 
 
+@settings(deadline=None)
 @given(
     metadata=st.dictionaries(
         st.text(),

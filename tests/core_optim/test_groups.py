@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -69,6 +69,7 @@ def test_a_zero_of_a_rule_is_a_value_and_no_gap() -> None:
     assert (bias["lr"], bias["weight_decay"]) == (0.0, 0.0)
 
 
+@settings(deadline=None)
 @given(
     patterns=st.lists(st.sampled_from(["bias", "weight", "body", "head", "^e", r"\.0\.", "x"]), max_size=5)
 )

@@ -53,6 +53,7 @@ def test_constant_needs_no_total_and_others_do() -> None:
             bind(config, None)
 
 
+@settings(deadline=None)
 @given(ratio=ratios, total=st.integers(1, 100_000))
 def test_warmup_ratio_is_rounded_up_to_whole_steps(ratio: float, total: int) -> None:
     steps = warmup_steps(ScheduleConfig(warmup_ratio=ratio), total)
@@ -66,7 +67,7 @@ def test_round_off_adds_no_step_of_warmup(total: int) -> None:
         assert warmup_steps(config, total) == percent * total // 100
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(config=configs, total=st.integers(1, 300))
 def test_rises_to_the_peak_then_never_rises_again(config: ScheduleConfig, total: int) -> None:
     curve = values(config, total)
@@ -76,7 +77,7 @@ def test_rises_to_the_peak_then_never_rises_again(config: ScheduleConfig, total:
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(curve[peak:]))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(config=configs, total=st.integers(1, 300), beyond=st.integers(0, 50))
 def test_ends_at_the_final_ratio_and_stays_there(config: ScheduleConfig, total: int, beyond: int) -> None:
     assume(warmup_steps(config, total) < total)
@@ -86,6 +87,7 @@ def test_ends_at_the_final_ratio_and_stays_there(config: ScheduleConfig, total: 
     assert factor(config, total + beyond, total) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(config=configs, total=st.integers(2, 300))
 def test_warmup_reaches_the_peak_exactly(config: ScheduleConfig, total: int) -> None:
     warmup = warmup_steps(config, total)
@@ -94,6 +96,7 @@ def test_warmup_reaches_the_peak_exactly(config: ScheduleConfig, total: int) -> 
     assert factor(config, warmup, total) == 1.0 or (config.name == "wsd" and config.decay_ratio == 1.0)
 
 
+@settings(deadline=None)
 @given(config=configs, total=st.integers(1, 300), step=st.integers(0, 400))
 def test_bound_schedule_is_the_function(config: ScheduleConfig, total: int, step: int) -> None:
     assert bind(config, total)(step) == factor(config, step, total)
