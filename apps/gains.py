@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 def gains(
-    curve: dict[str, str] | None = None,
+    *,
+    curve: dict[str, str],
     reference: str = "fno",
     ag_at: int | None = None,
     eg_at: int | None = None,
@@ -44,8 +45,6 @@ def gains(
     from thalweg.apps.results import write_json
     from thalweg.pde import gains as library
 
-    if not curve:
-        raise ValueError("give at least one curve: --curve.NAME FILE")
     if reference not in curve:
         hint = near(reference, curve)
         raise ValueError(f"the reference {reference!r} has no curve.{hint} Curves: {', '.join(curve)}")

@@ -1,10 +1,15 @@
-"""Results on disk: JSON files that are replaced only once they are complete."""
+"""Results on disk: JSON files that are replaced only once they are complete, and where numbers come from."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import platform
+import subprocess
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +17,53 @@ from typing import Any
 def write_json(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write JSON with readable indentation to a temporary file, then rename it over the old one.
 
-    Raises:
-        ValueError: If the content holds NaN or infinity, which JSON cannot express.
+    JSON has no NaN and no infinity; both become null, so that a diverged run still leaves its results.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
     os.replace(partial, path)
     return path
+
+
+def _finite(value: Any) -> Any:
+    """The same content with None for numbers that are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and, in a checkout, the commit that produced a result."""
+    return {
+        "thalweg": version("thalweg"),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this file lies in, with ``+`` if it has changes; None if installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*words, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        diff = subprocess.run([*words, "diff", "--quiet", "HEAD"], capture_output=True, check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if diff.returncode else "")
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

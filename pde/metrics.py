@@ -8,7 +8,7 @@ Shapes: B samples, C channels, G groups, F frames, H/W space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,18 +22,24 @@ Groups = Sequence[Sequence[str]]
 
 
 class SampleErrors(Metric):
-    """Base of the metrics below: collects (B, G) errors and summarises them over samples."""
+    """Base of the metrics below: collects (B, G) errors and summarises them over samples.
+
+    Args:
+        groups: Channel names by physical quantity; all channels together if not given.
+        scored: Groups that the ``scored_...`` averages run over; all if not given.
+    """
 
     higher_is_better = False
     full_state_update = False
     is_differentiable = False
+    group_dim = 1
     errors: list[Tensor]
 
-    def __init__(self, groups: Groups, scored: Groups | None = None) -> None:
+    def __init__(self, groups: Groups | None = None, scored: Groups | None = None) -> None:
         super().__init__()
-        self.groups = [tuple(group) for group in groups]
+        self.groups = None if groups is None else [tuple(group) for group in groups]
         self.scored = None if scored is None else [tuple(group) for group in scored]
-        self.edges = errors.group_edges(groups)
+        self.edges = None if groups is None else errors.group_edges(groups)
         self.add_state("errors", default=[], dist_reduce_fx="cat")
 
     @property
@@ -53,9 +59,16 @@ class SampleErrors(Metric):
         """Errors of all samples seen so far, shape (N, G)."""
         return dim_zero_cat(self.errors)
 
+    @property
+    def names(self) -> list[tuple[str, ...]]:
+        """Groups of the collected errors; numbered if they have no names."""
+        if self.groups is not None:
+            return self.groups
+        return [(f"channel{index}",) for index in range(self.samples().shape[self.group_dim])]
+
     def compute(self) -> dict[str, Tensor]:
         """Statistics over samples, named as in :func:`thalweg.pde.errors.summarise`."""
-        return errors.summarise(self.samples(), self.groups, self.kind, self.scored)
+        return errors.summarise(self.samples(), self.names, self.kind, self.scored)
 
 
 class RelativeLp(SampleErrors):
@@ -70,7 +83,11 @@ class RelativeLp(SampleErrors):
     """
 
     def __init__(
-        self, groups: Groups, p: int = 1, scored: Groups | None = None, zero_norm: float = errors.ZERO_NORM
+        self,
+        groups: Groups | None = None,
+        p: int = 1,
+        scored: Groups | None = None,
+        zero_norm: float = errors.ZERO_NORM,
     ) -> None:
         super().__init__(groups, scored)
         self.p = p
@@ -96,7 +113,7 @@ class RelativeLp(SampleErrors):
 class LpError(SampleErrors):
     """Absolute L1 or L2 error per group, summed over channels and pixels."""
 
-    def __init__(self, groups: Groups, p: int = 1, scored: Groups | None = None) -> None:
+    def __init__(self, groups: Groups | None = None, p: int = 1, scored: Groups | None = None) -> None:
         super().__init__(groups, scored)
         self.p = p
 
@@ -113,7 +130,7 @@ class LpError(SampleErrors):
 class RMSE(SampleErrors):
     """Root mean square error per channel, in the units of the fields."""
 
-    def __init__(self, channels: Sequence[str], scored: Sequence[str] | None = None) -> None:
+    def __init__(self, channels: Sequence[str] | None = None, scored: Sequence[str] | None = None) -> None:
         super().__init__(*_single(channels, scored))
 
     @property
@@ -130,7 +147,10 @@ class VRMSE(SampleErrors):
     """Root mean square error over the target's spatial standard deviation; the mean field scores 1."""
 
     def __init__(
-        self, channels: Sequence[str], scored: Sequence[str] | None = None, eps: float = 1e-7
+        self,
+        channels: Sequence[str] | None = None,
+        scored: Sequence[str] | None = None,
+        eps: float = 1e-7,
     ) -> None:
         super().__init__(*_single(channels, scored))
         self.eps = eps
@@ -145,13 +165,16 @@ class VRMSE(SampleErrors):
         return errors.vrmse(pred_BCHW, target_BCHW, eps=self.eps)
 
 
-class SpectralBandError(SampleErrors):
+class SpectralError(SampleErrors):
     """Relative L2 error in percent of the low, middle and high wave numbers, per group."""
 
     BAND_NAMES = ("low_band", "middle_band", "high_band")
 
     def __init__(
-        self, groups: Groups, bands: Sequence[int] = errors.BANDS, scored: Groups | None = None
+        self,
+        groups: Groups | None = None,
+        bands: Sequence[int] = errors.BANDS,
+        scored: Groups | None = None,
     ) -> None:
         super().__init__(groups, scored)
         if len(bands) != len(self.BAND_NAMES) or list(bands) != sorted(set(bands)) or bands[0] != 0:
@@ -166,14 +189,16 @@ class SpectralBandError(SampleErrors):
         """Statistics per band; ``kind`` is the band's name."""
         report: dict[str, Tensor] = {}
         for errors_NG, name in zip(self.samples().unbind(-1), self.BAND_NAMES, strict=True):
-            report |= errors.summarise(errors_NG, self.groups, name, self.scored)
+            report |= errors.summarise(errors_NG, self.names, name, self.scored)
         return report
 
 
 class HorizonError(SampleErrors):
     """Relative error of every frame of a prediction, so that its growth in time can be seen."""
 
-    def __init__(self, groups: Groups, p: int = 1, scored: Groups | None = None) -> None:
+    group_dim = 2
+
+    def __init__(self, groups: Groups | None = None, p: int = 1, scored: Groups | None = None) -> None:
         super().__init__(groups, scored)
         self.p = p
 
@@ -193,10 +218,10 @@ class HorizonError(SampleErrors):
         errors_NFG = self.samples()
         middle_FG, mean_FG = errors.median(errors_NFG), errors_NFG.mean(dim=0)
         report: dict[str, Tensor] = {}
-        for index, group in enumerate(self.groups):
+        for index, group in enumerate(self.names):
             report["".join(group) + "/median"] = middle_FG[:, index]
             report["".join(group) + "/mean"] = mean_FG[:, index]
-        kept = [i for i, g in enumerate(self.groups) if self.scored is None or g in self.scored]
+        kept = [i for i, g in enumerate(self.names) if self.scored is None or g in self.scored]
         if kept:
             report["scored/median"] = middle_FG[:, kept].mean(dim=1)
             report["scored/mean"] = mean_FG[:, kept].mean(dim=1)
@@ -227,6 +252,7 @@ class MeanSpectra(Metric):
         return dict(zip(("prediction", "truth", "error"), self.sums / self.count, strict=True))
 
 
-def _single(channels: Sequence[str], scored: Sequence[str] | None) -> tuple[Groups, Groups | None]:
-    """One group per channel."""
-    return [(name,) for name in channels], None if scored is None else [(name,) for name in scored]
+def _single(*names: Sequence[str] | None) -> Iterator[Groups | None]:
+    """One group per channel, for each list of channels."""
+    for channels in names:
+        yield None if channels is None else [(name,) for name in channels]

@@ -50,7 +50,7 @@ def load_pretrained(network: nn.Module, ref: str, *, replace: bool) -> None:
             " set replace_embedding_recovery to true to initialise patch embedding and recovery afresh"
         )
     if replace:
-        slices = config.channel_slice_list_normalized_loss
+        slices = config.channel_slice_list_normalized_loss or (0, config.num_out_channels)
         replace_embedding_recovery(
             source, config.num_channels, config.num_out_channels, channel_slices=slices
         )

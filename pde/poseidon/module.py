@@ -40,7 +40,7 @@ class PoseidonModule(L.LightningModule):
         optim: Optimizer and schedule; one cosine scales all groups, step by step.
         lr_embedding_recovery: Learning rate of patch embedding and recovery, for fine-tuning.
         lr_time_embedding: Learning rate of the norms conditioned on time, for fine-tuning.
-        pretrained: Weights to start from: ``hf://org/name``, a folder, or a ``.ckpt``. Not read on resume.
+        pretrained: Weights to start from: ``hf://org/name``, a folder, or a ``.ckpt``. Not needed on resume.
         replace_embedding_recovery: Initialise patch embedding and recovery afresh where the channels of the
             pretrained network differ.
         freeze: ``latent`` trains patch embedding, recovery and conditional norms only.
@@ -73,6 +73,7 @@ class PoseidonModule(L.LightningModule):
         self.compiles = compile
         self.checkpoints_gradients = gradient_checkpointing
         self.is_configured = False
+        self.pretrained_error: Exception | None = None
         self.val_errors = nn.ModuleList()
         self.val_losses = nn.ModuleList()
         if replace_embedding_recovery and pretrained is None:
@@ -110,8 +111,11 @@ class PoseidonModule(L.LightningModule):
         if self.is_configured:
             return
         self.is_configured = True
-        if self.pretrained is not None and self.trainer.ckpt_path is None:
-            load_pretrained(self.network, self.pretrained, replace=self.replaces_ends)
+        if self.pretrained is not None:
+            try:
+                load_pretrained(self.network, self.pretrained, replace=self.replaces_ends)
+            except (ValueError, OSError) as error:
+                self.pretrained_error = error
         if self.frozen_part == "latent":
             freeze_latent(self.network)
         self.network.gradient_checkpointing = self.checkpoints_gradients
@@ -119,6 +123,31 @@ class PoseidonModule(L.LightningModule):
             self._shard()
         if self.compiles:
             self.network.compile()
+
+    def _require_weights(self) -> None:
+        """Fail if pretrained weights could not be loaded and no checkpoint has replaced them.
+
+        Lightning restores checkpoints after ``configure_model``; a resumed run does not need the weights that
+        it once started from.
+        """
+        if self.pretrained_error is not None and self.trainer.ckpt_path is None:
+            raise self.pretrained_error
+
+    def on_train_start(self) -> None:
+        """Make sure that training starts from the weights that were asked for."""
+        self._require_weights()
+
+    def on_validation_start(self) -> None:
+        """Make sure that the weights are those that were asked for."""
+        self._require_weights()
+
+    def on_test_start(self) -> None:
+        """Make sure that the weights are those that were asked for."""
+        self._require_weights()
+
+    def on_predict_start(self) -> None:
+        """Make sure that the weights are those that were asked for."""
+        self._require_weights()
 
     def _shard(self) -> None:
         """Split the network over the data-parallel devices, block by block (FSDP2).

@@ -34,7 +34,7 @@ def test_gains_are_written_and_drawn(curves: Path, capsys: pytest.CaptureFixture
     [
         (["--curve.poseidon={}/poseidon.json"], "the reference 'fno' has no curve"),
         (["--curve.fno={}/fno.json", "--ag_at=4096"], "covers 16 to 256 samples, not 4096"),
-        ([], "--curve.NAME"),
+        ([], "curve"),
     ],
 )
 def test_user_errors_are_one_line(curves: Path, words: list[str], message: str) -> None:

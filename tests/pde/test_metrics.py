@@ -18,7 +18,7 @@ from thalweg.pde.metrics import (
     MeanSpectra,
     RelativeLp,
     SampleErrors,
-    SpectralBandError,
+    SpectralError,
 )
 
 (GOLDEN,) = golden_files("poseidon", "metrics.json")
@@ -113,6 +113,17 @@ def test_a_plane_wave_lies_in_its_own_band_only() -> None:
     assert middle_error == pytest.approx(0, abs=1e-8)  # both spectra hold rounding errors only
 
 
+def test_without_names_channels_are_one_group_or_numbered() -> None:
+    pred, target = fields("set0")
+    metric = RelativeLp()
+    metric.update(pred, target)
+    expected = errors.median(errors.relative_lp_error(pred, target))
+    assert metric.compute()["median_relative_l1_error"] == expected[0]
+    single = VRMSE()
+    single.update(pred, target)
+    assert single.compute()["channel2/median_vrmse_error"] == errors.median(errors.vrmse(pred, target))[2]
+
+
 def test_horizon_error_equals_the_error_of_each_frame() -> None:
     pred, target = torch.randn(2, 5, 4, 4, 8, 8).double()
     horizon = HorizonError(GROUPS, scored=[("rho",), ("u", "v")])
@@ -144,7 +155,8 @@ SAMPLE_METRICS = [
     LpError(GROUPS),
     RMSE(["rho", "u", "v", "p"]),
     VRMSE(["rho", "u", "v", "p"], scored=["rho"]),
-    SpectralBandError(GROUPS),
+    SpectralError(GROUPS),
+    SpectralError(),
 ]
 
 
@@ -166,7 +178,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match="cover 4 channels"):
         RelativeLp(GROUPS).update(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match="increasing"):
-        SpectralBandError(GROUPS, bands=[0, 9, 4])
+        SpectralError(GROUPS, bands=[0, 9, 4])
 
 
 def _gather(rank: int, world: int, store: str, results: str) -> None:
