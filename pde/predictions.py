@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import h5netcdf
+import h5py
 import numpy as np
 from torch import Tensor
 
@@ -59,7 +60,7 @@ class PredictionFile:
         }
         self.file.dimensions = axes
         self.file.attrs.update({"problem": spec.name, "equation": spec.equation, **(attributes or {})})
-        source = self.file.create_variable("source", ("source",), dtype=str)
+        source = self.file.create_variable("source", ("source",), dtype=h5py.string_dtype())
         source[...] = np.array(SOURCES, dtype=object)
         self.file.create_variable("sample", ("sample",), data=np.asarray(samples, np.int64))
         self.file.create_variable("time", ("time",), data=np.asarray(times, np.float64))
