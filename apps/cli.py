@@ -33,6 +33,8 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     "import": ("thalweg.apps.export:import_", "published checkpoint -> verified local folder"),
     "demo": ("thalweg.apps.demo:demo", "the whole story on two CPU cores, with a report"),
 }
+# verbs whose only positional word may be left out, and the option it stands for
+BARE_WORD = {"apps": "--name"}
 TRAINER = {
     "fit": "train or fine-tune (--app NAME | --config FILE ... | --resume RUN)",
     "validate": "run the validation set",
@@ -89,6 +91,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
         SystemExit: With one line on what the user can mend.
     """
     target = VERBS[verb][0]
+    if verb in BARE_WORD and argv and not argv[0].startswith("-"):
+        argv = [BARE_WORD[verb], *argv]
     prog = f"thalweg {verb}"
     from jsonargparse import ArgumentError, auto_cli
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 NOISE = re.compile(
     r"\s*(- ?)?(usage:|tip:|subtypes:|errors:|given value|does not validate|expected a <class 'nonetype'>|"
-    r"problem with given class_path|parser key \"[\w.]+\":$)",
+    r"problem with given class_path|parser key \"(model|data|network)\":$)",
     flags=re.IGNORECASE,
 )
 BAD_KEY = re.compile(r"(?:[Oo]ption '([\w.]+)'|unrecognized arguments?: --([\w.+]+)|[Kk]ey '([\w.]+)')")

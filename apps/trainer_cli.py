@@ -12,6 +12,7 @@ import sys
 import warnings
 from importlib import resources
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from thalweg.apps import registry
@@ -52,7 +53,10 @@ def run(command: str, argv: list[str]) -> None:
             launch()
     except ArgumentError as error:
         raise as_exit(ValueError(explain(str(error)))) from None
-    except (ValueError, OSError, ImportError) as error:
+    except UnpicklingError as error:
+        text = str(error).splitlines()[0]
+        raise as_exit(ValueError(f"the checkpoint is not a plain Lightning checkpoint, refused: {text}")) from None
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise as_exit(error) from None
 
 

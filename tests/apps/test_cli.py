@@ -103,7 +103,7 @@ def test_resume_uses_the_saved_config_and_the_newest_checkpoint(tmp_path: Path) 
     words = trainer_cli.expand("fit", [f"--resume={tmp_path}", "--trainer.max_steps=9"])
     assert words == [
         *("--config", str(tmp_path / "config.yaml")),
-        *("--trainer.max_steps=9", "--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")),
+        *("--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt"), "--trainer.max_steps=9"),
     ]
     with pytest.raises(ValueError, match="not a run folder"):
         trainer_cli.find_run(str(tmp_path / "checkpoints"))
