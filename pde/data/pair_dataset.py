@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thalweg.pde.data.normalize import Normalizer
 from thalweg.pde.data.pairs import PairRule
+from thalweg.pde.data.recycle import Recycler
 from thalweg.pde.data.trajectories import Side, TrajectoryReader, pixel_mask
 
 # Steady problems are posed as the state at this lead time.
@@ -164,6 +165,7 @@ class MixtureDataset:
         self.parts = list(parts)
         self.ids = list(range(len(parts)) if ids is None else ids)
         self._edges = np.cumsum([0] + [len(part) for part in parts])
+        self._memory = Recycler()
         rules = mask_rules or [part.reader.spec.mask_rule for part in parts]
         self._mask_rank = 4 if "input_is_one" in rules else 2 if "channels" in rules else 0
         first = self.parts[0]
@@ -208,11 +210,11 @@ class MixtureDataset:
         batch: dict[str, Tensor] = {}
         if num_in == num_out:
             # Inputs and labels side by side, so that snapshots needed for both are read once.
-            batch["fields"] = torch.empty(2, size, num_in, *grid)
+            batch["fields"] = self._memory.empty(2, size, num_in, *grid)
             batch["pixel_values"], batch["labels"] = batch["fields"].unbind()
         else:
-            batch["pixel_values"] = torch.empty(size, num_in, *grid)
-            batch["labels"] = torch.empty(size, num_out, *grid)
+            batch["pixel_values"] = self._memory.empty(size, num_in, *grid)
+            batch["labels"] = self._memory.empty(size, num_out, *grid)
         batch["time"] = torch.empty(size)
         batch["dataset"] = torch.empty(size, dtype=torch.int64)
         if self._mask_rank:

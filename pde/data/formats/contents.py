@@ -58,10 +58,10 @@ def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in attributes.items():
         if isinstance(value, bytes):
             value = value.decode()
-        elif isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
-            value = [v.decode() if isinstance(v, bytes) else v for v in value.ravel().tolist()]
         elif isinstance(value, np.ndarray | np.generic):
-            value = value.tolist()
+            values = [v.decode() if isinstance(v, bytes) else v for v in np.ravel(value).tolist()]
+            # NetCDF has no scalar attributes: a single number comes as an array of one.
+            value = values[0] if len(values) == 1 else values
         if isinstance(value, str | int | float | bool) or (
             isinstance(value, list) and all(isinstance(v, str | int | float | bool) for v in value)
         ):
