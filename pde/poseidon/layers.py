@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thalweg.pde.poseidon.windows import crop
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -33,10 +35,11 @@ class ConditionalLayerNorm(nn.Module):
         self.bias = nn.Linear(1, width)
 
     def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
-        """Normalise over the width and modulate; computed in float32 at least."""
+        """Normalise over the width and modulate, in float32 at least; returned in the parameters' dtype."""
         x = x_BRSD.to(torch.promote_types(x_BRSD.dtype, torch.float32))
         normal = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return torch.addcmul(_affine(self.bias, time_B), normal, _affine(self.weight, time_B))
+        out = torch.addcmul(_affine(self.bias, time_B), normal, _affine(self.weight, time_B))
+        return out.to(self.weight.weight.dtype)
 
 
 def _affine(linear: nn.Linear, time_B: Tensor) -> Tensor:
@@ -152,7 +155,7 @@ class PatchUnmerging(nn.Module):
     def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
         """Shape (B, *grid, D/2)."""
         x = self.upsample(x_BRSD).unflatten(-1, (2, 2, -1)).permute(0, 1, 3, 2, 4, 5)
-        x = x.flatten(3, 4).flatten(1, 2)[:, : self.grid[0], : self.grid[1]]
+        x = crop(x.flatten(3, 4).flatten(1, 2), self.grid)
         return self.mixup(self.norm(x, time_B))
 
 

@@ -171,8 +171,8 @@ def _require_permission(source: object, stored: ScOTConfig, config: ScOTConfig, 
     if not granted:
         raise ValueError(
             f"{source} has {stored.num_channels} input and {stored.num_out_channels} output channels, asked "
-            f"for {config.num_channels} and {config.num_out_channels}: pass replace_embedding_recovery=True to "
-            "give embedding and recovery fresh weights"
+            f"for {config.num_channels} and {config.num_out_channels}: pass replace_embedding_recovery=True "
+            "to give embedding and recovery fresh weights"
         )
 
 

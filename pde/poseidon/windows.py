@@ -55,12 +55,12 @@ class Windows:
 
     def join(self, x_XND: Tensor) -> Tensor:
         """Inverse of :meth:`split`: tokens on the grid, shape (B, H, W, D), padding removed."""
-        (height, width), (rows, cols), (h, w) = self.grid, self.counts, self.window
+        (rows, cols), (h, w) = self.counts, self.window
         x = x_XND.reshape(-1, rows, cols, h, w, x_XND.shape[-1]).transpose(2, 3)
         x_BHWD = x.reshape(-1, rows * h, cols * w, x_XND.shape[-1])
         if self.shifted:
             x_BHWD = x_BHWD.roll(self.shift, (1, 2))
-        return x_BHWD[:, :height, :width]
+        return crop(x_BHWD, self.grid)
 
     def shift_mask(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Logit offset (M, N, N): 0 between tokens that touch on the unrolled grid, a penalty otherwise.
@@ -75,6 +75,11 @@ class Windows:
         label_MN = label_HW.reshape(rows, h, cols, w).transpose(1, 2).reshape(rows * cols, h * w)
         differs_MNN = label_MN[:, :, None] != label_MN[:, None, :]
         return differs_MNN.to(dtype) * SHIFT_PENALTY
+
+
+def crop(x_BHWD: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Upper left part of a token grid; the tensor itself if nothing is cut, which spares autograd a copy."""
+    return x_BHWD if x_BHWD.shape[1:3] == grid else x_BHWD[:, : grid[0], : grid[1]]
 
 
 def _regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
