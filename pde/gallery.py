@@ -9,6 +9,7 @@ import numpy as np
 
 from thalweg.pde import plots
 from thalweg.pde.evaluation import Evaluator
+from thalweg.pde.problem import ProblemSpec
 from thalweg.pde.scores import Scores
 
 
@@ -34,8 +35,10 @@ def draw(
     files = []
     for label, position in typical.items():
         files += _sample(folder, f"{label}{suffix}", label, evaluator, samples[position])
-    names = [channel.name for channel in evaluator.spec.outputs]
-    spectra = {key: value.cpu().numpy() for key, value in scores.spectra.compute().items()}
+    shown = evolving(evaluator.spec)
+    names = [evaluator.spec.outputs[index].name for index in shown]
+    complete = min(evaluator.reader.grid) // 2 + 1  # beyond, shells of wave numbers have gaps
+    spectra = {k: v.cpu().numpy()[shown, :complete] for k, v in scores.spectra.compute().items()}
     figure = plots.spectra(spectra["truth"], spectra["prediction"], spectra["error"], names)
     files.append(plots.save(figure, folder / f"spectra{suffix}.png"))
     frames = evaluator.protocol.frames
@@ -50,26 +53,29 @@ def draw(
     return files
 
 
+def evolving(spec: ProblemSpec) -> list[int]:
+    """Output channels worth a picture: those the paper scores."""
+    scored = {name for group in spec.scored_groups for name in group}
+    return [index for index, channel in enumerate(spec.outputs) if channel.name in scored]
+
+
 def _sample(folder: Path, name: str, label: str, evaluator: Evaluator, sample: int) -> list[Path]:
-    """Panels of one sample: all channels at the final time, and the first scored channel over time."""
-    spec, protocol = evaluator.spec, evaluator.protocol
+    """Panels of one sample: all evolving channels at the final time, and the first one over time."""
+    spec, protocol, shown = evaluator.spec, evaluator.protocol, evolving(evaluator.spec)
     prediction, truth = (
-        evaluator.normalizer.denormalize_outputs(x)[0].cpu().numpy() for x in evaluator.predict([sample])
+        evaluator.normalizer.denormalize_outputs(x)[0, :, shown].cpu().numpy()
+        for x in evaluator.predict([sample])
     )
     times = evaluator.reader.times
     title = f"{spec.name}, {label} sample ({sample})"
     if not spec.steady:
         title += f", t = {times[protocol.final] - times[protocol.initial]:.3g}"
-    channels, units = [c.name for c in spec.outputs], [c.units for c in spec.outputs]
-    figure = plots.field_panels(truth[-1], prediction[-1], channels, units, title)
+    names, units = zip(*((spec.outputs[i].name, spec.outputs[i].units) for i in shown), strict=True)
+    figure = plots.field_panels(truth[-1], prediction[-1], names, units, title)
     files = [plots.save(figure, folder / f"sample_{name}.png")]
     if len(protocol.frames) > 1 and label == "median":
-        scored = [name for group in spec.scored_groups for name in group]
-        channel = channels.index(scored[0])
-        shown = np.unique(np.linspace(0, len(protocol.frames) - 1, 7).round().astype(int))
-        offsets = [times[protocol.frames[i]] - times[protocol.initial] for i in shown]
-        figure = plots.rollout_panels(
-            truth[shown, channel], prediction[shown, channel], offsets, channels[channel], title
-        )
+        columns = np.unique(np.linspace(0, len(protocol.frames) - 1, 7).round().astype(int))
+        offsets = [times[protocol.frames[i]] - times[protocol.initial] for i in columns]
+        figure = plots.rollout_panels(truth[columns, 0], prediction[columns, 0], offsets, names[0], title)
         files.append(plots.save(figure, folder / f"trajectory_{name}.png"))
     return files

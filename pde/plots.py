@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from thalweg.pde.gains import ScalingCurve, fit_power_law
 
@@ -68,7 +68,7 @@ def field_panels(
             image = _show(axis, values, f"{label}, {heading}", "viridis", scale)
         figure.colorbar(image, ax=list(axes[row][:2]), shrink=0.9, pad=0.02)
         error = prediction[row] - truth[row]
-        bound = float(np.nanmax(np.abs(error))) or 1.0
+        bound = _largest(error)
         image = _show(axes[row][2], error, f"{label}, prediction - truth", "RdBu_r", (-bound, bound))
         figure.colorbar(image, ax=axes[row][2], shrink=0.9, pad=0.02)
     if title:
@@ -85,7 +85,7 @@ def rollout_panels(
     axes = figure.subplots(3, len(times), squeeze=False)
     scale = _limits(np.concatenate([truth, prediction]))
     error = prediction - truth
-    bound = float(np.nanmax(np.abs(error))) or 1.0
+    bound = _largest(error)
     rows = ((truth, "viridis", scale), (prediction, "viridis", scale), (error, "RdBu_r", (-bound, bound)))
     for row, (values, colours, limits) in enumerate(rows):
         for column, time in enumerate(times):
@@ -113,7 +113,7 @@ def spectra(
             power = np.asarray(values)[channel, 1:]
             power = np.where(power > 0, power, np.nan)
             axis.plot(np.arange(1, len(power) + 1), power, style, color=colour, label=label, linewidth=1.6)
-        if np.nanmax(np.asarray(truth_CK)[channel, 1:], initial=0) > 0:
+        if np.max(np.asarray(truth_CK)[channel, 1:], initial=0) > 0:
             axis.set_xscale("log")
             axis.set_yscale("log")
         _dress(axis, title=name, x="wave number", y="power")
@@ -130,7 +130,7 @@ def error_over_time(times: Sequence[float], curves: Mapping[str, Sequence[float]
     for (label, values), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
         axis.plot(times, values, "o-", color=colour, label=label, linewidth=1.6, markersize=4)
     _dress(axis, title=title, x="time", y="median relative L1 error [%]")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.08 * _largest([*curves.values()]))
     axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -169,9 +169,16 @@ def _show(axis: Axes, field_XY: NDArray[Any], title: str, colours: str, limits: 
     return image
 
 
+def _largest(values: ArrayLike) -> float:
+    """Largest finite magnitude, or 1 where all are zero or none is finite: a diverged run is drawn, too."""
+    magnitudes = np.abs(np.asarray(values, dtype=float))
+    return float(np.max(magnitudes, initial=0.0, where=np.isfinite(magnitudes))) or 1.0
+
+
 def _limits(values: NDArray[Any]) -> tuple[float, float]:
     """Colour limits; a constant field gets a small interval round its value."""
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
         margin = 0.5 * abs(low) or 0.5
         return low - margin, high + margin

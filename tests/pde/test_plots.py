@@ -53,3 +53,16 @@ def test_error_over_time_draws_each_quantity() -> None:
     figure = plots.error_over_time([0.1, 0.2], {"uv": [1.0, 2.0], "tracer": [3.0, 4.0]})
     assert [line.get_label() for line in figure.axes[0].lines] == ["uv", "tracer"]
     assert figure.axes[0].get_ylim()[0] == 0
+
+
+def test_diverged_predictions_are_drawn() -> None:
+    truth = np.ones((1, 8, 8))
+    diverged = np.full((1, 8, 8), np.nan)
+    for figure in (
+        plots.field_panels(truth, diverged, ["u"]),
+        plots.rollout_panels(truth, diverged, [0.1], "u"),
+        plots.error_over_time([0.1, 0.2], {"u": [1.0, np.nan]}),
+        plots.error_over_time([0.1], {"u": [np.inf]}),
+        plots.spectra(np.ones((1, 4)), np.full((1, 4), np.nan), np.full((1, 4), np.nan), ["u"]),
+    ):
+        figure.canvas.draw()

@@ -17,6 +17,7 @@ QUIET = (
     "ignore:.*LeafSpec.*",
     "ignore:.*WeightAveraging callback with a model that overrides.*",
     "ignore:The dirpath has changed.*",
+    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning",
     "ignore:.*Checkpoint directory .* exists and is not empty.*",
 )
 """Filters for hints of Lightning that say nothing about a test."""
