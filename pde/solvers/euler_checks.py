@@ -31,7 +31,7 @@ def checks() -> list[Check]:
     """What the benchmark prints about the compressible families."""
     return [
         Check(name="Euler: slope, diagonal density wave", measure=density_wave_order, expected="2"),
-        Check(name="Euler: slope, isentropic vortex", measure=vortex_order, expected="2"),
+        Check(name="Euler: slope, isentropic vortex", measure=vortex_order, expected="2 or more"),
         Check(name="Euler: Sod density, L1 at t = 0.2, 400 cells", measure=sod_error, expected="< 2e-3"),
         Check(name="Euler: drift of mass, momentum, energy", measure=conservation, expected="round-off"),
         Check(name="Euler: seconds per CE-RP trajectory, 64^2", measure=seconds, expected="timing"),

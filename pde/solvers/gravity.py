@@ -106,8 +106,9 @@ class GravityEuler:
             hx_CBXY, hy_CBXY = hx_CBXY * slope_1BXY, hy_CBXY * slope_1BXY
         half_CBXY = self._half_step(w_CBXY[..., 1:-1, 1:-1], hx_CBXY, hy_CBXY, step_B11, spacing)
 
-        next_CBXY = q_CBXY + step_B11 * self._source(half_CBXY[..., 1:-1, 1:-1])
+        pull_3BXY = self._pull(half_CBXY[..., 1:-1, 1:-1])
         half_CBXY[0:4:3] -= self.rest_2BXY[..., 1:-1, 1:-1]
+        change_CBXY = torch.zeros_like(q_CBXY)
         faces = ((2, hx_CBXY, self.rest_x_2BXY), (3, hy_CBXY, self.rest_y_2BXY))
         for axis, slopes_CBXY, rest_2BXY in faces:
             below_CBXY, above_CBXY = face_states(half_CBXY, slopes_CBXY, axis)
@@ -115,8 +116,9 @@ class GravityEuler:
             above_CBXY[0:4:3] += rest_2BXY
             flux_CBXY = hllc_flux(below_CBXY, above_CBXY, axis, self.gamma)
             flux_CBXY[axis - 1] -= rest_2BXY[1]
-            next_CBXY -= step_B11 / spacing * flux_CBXY.diff(dim=axis)
-        return next_CBXY
+            change_CBXY += flux_CBXY.diff(dim=axis)
+        change_CBXY[1:4] += pull_3BXY.mul_(spacing)
+        return torch.sub(q_CBXY, change_CBXY.mul_(step_B11 / spacing), out=change_CBXY)
 
     def _half_step(
         self, w_CBXY: Tensor, hx_CBXY: Tensor, hy_CBXY: Tensor, step_B11: Tensor, spacing: float
@@ -126,18 +128,19 @@ class GravityEuler:
         rho, u, v = w_CBXY[:3]
         rho_0 = self.rest_2BXY[0, :, 1:-1, 1:-1]
         h = 0.5 * step_B11
-        half_CBXY[0] -= h * (u * self.slope_2BXY[0] + v * self.slope_2BXY[1])
-        half_CBXY[1:3] -= h * (1.0 - rho_0 / rho) * self.pull_2BXY
-        half_CBXY[3] += h * rho_0 * (u * self.pull_2BXY[0] + v * self.pull_2BXY[1])
+        half_CBXY[0] -= (u * self.slope_2BXY[0]).add_(v * self.slope_2BXY[1]).mul_(h)
+        half_CBXY[1:3] -= (1.0 - rho_0 / rho).mul_(h) * self.pull_2BXY
+        half_CBXY[3] += (u * self.pull_2BXY[0]).add_(v * self.pull_2BXY[1]).mul_(rho_0).mul_(h)
         return half_CBXY
 
-    def _source(self, w_CBXY: Tensor) -> Tensor:
-        """Rates by gravity: -(rho - rho_0) grad phi for the momentum, -rho u . grad phi for the energy."""
+    def _pull(self, w_CBXY: Tensor) -> Tensor:
+        """What gravity takes per time: (rho - rho_0) grad phi of momentum and rho u . grad phi of energy."""
         pull_2BXY = self.pull_2BXY[..., 1:-1, 1:-1]
-        rate_CBXY = torch.zeros_like(w_CBXY)
-        rate_CBXY[1:3] = (self.rest_2BXY[0, :, G:-G, G:-G] - w_CBXY[0]) * pull_2BXY
-        rate_CBXY[3] = -w_CBXY[0] * (w_CBXY[1:3] * pull_2BXY).sum(0)
-        return rate_CBXY
+        rate_3BXY = w_CBXY.new_empty(3, *w_CBXY.shape[1:])
+        torch.mul(w_CBXY[0] - self.rest_2BXY[0, :, G:-G, G:-G], pull_2BXY, out=rate_3BXY[:2])
+        work = (w_CBXY[1] * pull_2BXY[0]).add_(w_CBXY[2] * pull_2BXY[1])
+        torch.mul(w_CBXY[0], work, out=rate_3BXY[2])
+        return rate_3BXY
 
 
 def on_square(
