@@ -33,24 +33,23 @@ def list_(kind: str | None = None, ids: bool = False) -> None:
     }
     if kind is not None and kind not in kinds:
         raise ValueError(f"kind {kind!r} is unknown; choose among {', '.join(kinds)}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("name", "variants", "train/val/test", "frames", "channels"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for heading in ("name", "train/val/test", "frames", "channels"):
         table.add_column(heading, no_wrap=True)
     table.add_column("reference id" if ids else "summary", overflow="fold")
-    variants = [name for name in PROBLEMS if name.endswith((".out", ".time"))]
     for name, spec in PROBLEMS.items():
-        if name not in variants and (kind is None or kinds[kind](spec)):
-            mine = [v.removeprefix(name) for v in variants if v.rpartition(".")[0] == name]
-            table.add_row(*_row(spec, mine, ids))
-    Console().print(table)
+        if not name.endswith((".out", ".time")) and (kind is None or kinds[kind](spec)):
+            table.add_row(*_row(spec, ids))
+    console = Console()
+    console.print(table)
+    console.print("NAME.out has a longer horizon; NAME.time poses a steady problem at lead time 1.")
 
 
-def _row(spec: ProblemSpec, variants: list[str], ids: bool) -> list[str]:
+def _row(spec: ProblemSpec, ids: bool) -> list[str]:
     inputs, outputs = (",".join(c.name for c in side) for side in (spec.inputs, spec.outputs))
     splits = spec.splits
     return [
         spec.name + (" *" if spec.pretraining else ""),
-        " ".join(variants),
         f"{splits.train}/{splits.val}/{splits.test}",
         str(spec.frames),
         inputs if inputs == outputs else f"{inputs} -> {outputs}",

@@ -214,7 +214,11 @@ class H5Array:
     ) -> None:
         """Read snapshots by their byte offsets."""
         index = {"sample": samples, "time": frames}
-        found = offsets.of(tuple(index[dim] for dim in self.dims if dim in index))
+        try:
+            found = offsets.of(tuple(index[dim] for dim in self.dims if dim in index))
+        except RuntimeError as error:  # the file's index of chunks is damaged
+            where = self._where(int(samples[0]), int(frames[0]))
+            raise ValueError(f"{where} cannot be located, the file is damaged: {error}") from None
         places = np.broadcast_to(found, len(targets))
         skip = 0
         if "channel" in self._tail:
@@ -223,7 +227,7 @@ class H5Array:
         for n, (place, target) in enumerate(zip(places.tolist(), targets)):
             if place < 0:
                 raise ValueError(f"{self._where(int(samples[n]), int(frames[n]))} was never written")
-            count = os.preadv(descriptor, (target,), place + skip)
+            count = os.preadv(descriptor, [target], place + skip)
             if count != target.nbytes:
                 raise ValueError(
                     f"{self._where(int(samples[n]), int(frames[n]))}: expected shape {target.shape} "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from thalweg.pde.data.normalize import Normalizer
 from thalweg.pde.data.pairs import PairRule
@@ -136,11 +137,12 @@ class PairDataset:
             return
         # The airfoil's indicator is used as stored, so normalised and raw inputs agree on where it is 1.
         found = pixel_mask(spec, inputs[rows])
+        assert found is not None
         mask[rows] = found
         labels[rows] = np.where(found, np.float32(1.0), labels[rows])
 
 
-class MixtureDataset:
+class MixtureDataset(Dataset[Any]):
     """Several data sets behind one range of indices, first to last; batches are dicts of tensors.
 
     Keys: ``pixel_values`` (B, Cin, H, W) and ``labels`` (B, Cout, H, W), normalised float32; ``time`` (B,)

@@ -7,9 +7,10 @@ the same order again and skip what has been seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 # Indices are handed out as Python integers; a whole epoch of those would take hundreds of megabytes.
 _SLICE = 65536
@@ -50,7 +51,9 @@ class PairSampler(DistributedSampler[int]):
         self.sizes, self.weights = list(sizes), list(weights)
         self.pairs_per_trajectory = pairs_per_trajectory
         visits = sum(self._visits(size, weight) for size, weight in zip(sizes, weights))
-        super().__init__(range(visits), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        super().__init__(
+            cast("Dataset[int]", range(visits)), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed
+        )
         block = pairs_per_trajectory if num_replicas > 1 else 1
         self._share = -(-visits // (block * num_replicas)) * block
         self.visits = visits

@@ -165,8 +165,9 @@ class TrajectoryReader:
         rows = np.arange(len(samples)) if rows is None else rows
         everywhere = slice(None) if len(rows) == len(out_NCHW) else rows
         for c, plane in self._planes[side]:
-            known = offset is not None and std is not None
-            out_NCHW[everywhere, c] = (plane - offset[c]) / std[c] if known else plane
+            if offset is not None and std is not None:
+                plane = (plane - offset[c]) / std[c]
+            out_NCHW[everywhere, c] = plane
         _, first, inverse = np.unique(samples * self.frames + frames, return_index=True, return_inverse=True)
         copies = np.flatnonzero(first[inverse] != np.arange(len(rows)))
         for run in self._runs[side]:

@@ -17,7 +17,7 @@ from xarray.core import indexing
 from thalweg.pde.data import catalog
 from thalweg.pde.data.formats.contents import Contents
 from thalweg.pde.data.formats.detect import open_any
-from thalweg.pde.data.open import locate, open_contents
+from thalweg.pde.data.open import open_contents
 from thalweg.pde.data.recognise import component_names, recognise
 from thalweg.pde.data.stored import SPACE, StoredArray, size
 from thalweg.pde.problem import Channel, ProblemSpec
@@ -80,12 +80,9 @@ def open_trajectories(
         ValueError: unreadable file, or a file that contradicts `name`.
         ImportError: `chunks` is given and dask is not installed.
     """
-    if name is not None:
-        spec: ProblemSpec | None = catalog.get(name)
-        contents = open_contents(spec, locate(spec, path))
-    else:
-        contents = open_any(path)
-        spec = recognise(contents)
+    spec = None if name is None else catalog.get(name)
+    contents = open_any(path) if spec is None else open_contents(spec, path)
+    spec = spec or recognise(contents)
     variables: dict[str, xr.Variable] = {}
     used: set[tuple[str, int]] = set()
     for key, channel in _table_fields(spec).items():
