@@ -90,7 +90,8 @@ def power_spectrum(field_BCHW: Tensor) -> Tensor:
     """
     field = _precise(field_BCHW)
     power_BCM = torch.fft.fft2(field, norm="forward").abs().square().flatten(-2)
-    shell_M = shells(*field.shape[-2:], device=field.device)
+    height, width = field.shape[-2:]
+    shell_M = shells(height, width, field.device)
     spectrum = power_BCM.new_zeros(*power_BCM.shape[:-1], int(shell_M.max()) + 1)
     return spectrum.index_add_(-1, shell_M, power_BCM)
 
@@ -150,9 +151,9 @@ def summarise(
     Raises:
         ValueError: If ``scored`` names a group that is not among ``groups``.
     """
-    groups = [tuple(group) for group in groups]
-    assert errors_NG.shape[1:] == (len(groups),), (errors_NG.shape, groups)
-    single = len(groups) == 1 and len(groups[0]) == 1
+    names = [tuple(group) for group in groups]
+    assert errors_NG.shape[1:] == (len(names),), (errors_NG.shape, names)
+    single = len(names) == 1 and len(names[0]) == 1
     middle, mean = median(errors_NG), errors_NG.mean(dim=0)
     statistics = {
         "median": middle,
@@ -165,11 +166,11 @@ def summarise(
     if not single:
         report[f"mean_{kind}_error"] = mean.mean()
         report[f"mean_over_median_{kind}_error"] = middle.mean()
-    kept = _positions(groups, groups if scored is None else [tuple(group) for group in scored])
+    kept = _positions(names, names if scored is None else [tuple(group) for group in scored])
     if kept:
         report[f"scored_median_{kind}_error"] = middle[kept].mean()
         report[f"scored_mean_{kind}_error"] = mean[kept].mean()
-    for index, group in enumerate(groups):
+    for index, group in enumerate(names):
         prefix = "" if single else "".join(group) + "/"
         for name, values in statistics.items():
             report[f"{prefix}{name}_{kind}_error"] = values[index]

@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from thalweg.pde.baselines.operator import BaselineOperator, OperatorConfig
 
+Padding = Literal["zeros", "circular"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UNetConfig(OperatorConfig):
@@ -31,7 +33,7 @@ class UNetConfig(OperatorConfig):
     """Channels of each level over ``width``, fine to coarse; the grid halves between levels."""
     blocks: int = 2
     """Residual blocks per level, on the way down and on the way up."""
-    padding: Literal["zeros", "circular"] = "zeros"
+    padding: Padding = "zeros"
     """Padding of the convolutions; circular for periodic domains."""
 
 
@@ -104,7 +106,7 @@ class UNetOperator(BaselineOperator):
 class ResidualBlock(nn.Module):
     """Two convolutions; the lead time scales and shifts between them."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, padding: str) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, padding: Padding) -> None:
         super().__init__()
         self.norm1, self.conv1 = _norm(inputs), _conv(inputs, outputs, padding)
         self.norm2, self.conv2 = _norm(outputs), _conv(outputs, outputs, padding)
@@ -139,7 +141,7 @@ class LeadTimeEmbedding(nn.Module):
         return embedding
 
 
-def _conv(inputs: int, outputs: int, padding: str, stride: int = 1) -> nn.Conv2d:
+def _conv(inputs: int, outputs: int, padding: Padding, stride: int = 1) -> nn.Conv2d:
     """3 x 3 convolution that keeps (or halves) the grid."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode=padding)
 
