@@ -93,8 +93,12 @@ class PredictionFile:
         trace: TracebackType | None,
     ) -> None:
         """Close; keep the file only if nothing failed."""
+        self.close(complete=kind is None)
+
+    def close(self, *, complete: bool) -> None:
+        """Close the file and give it its name if it is complete; else remove it."""
         self.file.close()
-        if kind is None:
+        if complete:
             os.replace(self.partial, self.path)
         else:
             self.partial.unlink(missing_ok=True)

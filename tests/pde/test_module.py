@@ -4,8 +4,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from poseidon_runs import QUIET, data, module, scot, trainer, write_data
 
@@ -15,6 +17,7 @@ from thalweg.pde.baselines.fno import FNOConfig, FNOOperator
 from thalweg.pde.baselines.unet import UNetConfig, UNetOperator
 from thalweg.pde.errors import median, relative_lp_error
 from thalweg.pde.poseidon.loss import operator_loss
+from thalweg.pde.writer import PredictionWriter
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
@@ -317,3 +320,19 @@ def test_user_errors_name_the_remedy(folder: Path, tmp_path: Path) -> None:
     loader = torch.utils.data.DataLoader([0])
     with pytest.raises(ValueError, match="PDEDataModule"):
         trainer(tmp_path).validate(module(), loader, verbose=False)
+
+
+def test_predictions_can_be_written_as_netcdf(folder: Path, tmp_path: Path) -> None:
+    model, source = module(), data(folder, "NS-Sines", "CE-RP", batch_size=1)
+    run = trainer(tmp_path, callbacks=[PredictionWriter(str(tmp_path / "out"))])
+    outputs = run.predict(model, source, return_predictions=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"NS-Sines.nc", "CE-RP.nc"}
+    with xarray.open_dataset(tmp_path / "out" / "CE-RP.nc", engine="h5netcdf") as found:
+        reader = source.readers[1]
+        assert found["time"].values.tolist() == pytest.approx([reader.times[4]])
+        samples = found["sample"].values.tolist()
+        assert samples == list(range(len(reader)))[-reader.splits.test :]
+        raw = reader.outputs(samples, [4])[:, 0, 0]
+        assert np.allclose(found["rho"].sel(source="truth").values[:, 0], raw, atol=1e-5)
+        written = found["rho"].sel(source="prediction").values[:, 0]
+        assert np.allclose(written, torch.cat(outputs[1])[:, 0].numpy(), atol=1e-6)
