@@ -16,8 +16,10 @@ class ResumableLoader(DataLoader[Any]):
     Lightning stores ``state_dict()`` in its checkpoints and gives it back on resume. What workers have
     fetched ahead does not count: only batches that were handed out do.
 
-    The state holds for the epoch it was taken in. If the trainer sets another epoch, because the interrupted
-    one was complete, iteration starts at its beginning.
+    Trainers number epochs themselves through ``set_epoch``, and may number them otherwise after a resume:
+    Lightning 2.6 counts one too many when it resumes from the end of an epoch. Hence the state has both the
+    epoch of the order and the trainer's number for it: the same number on resume means the interrupted epoch
+    goes on, a larger one that it was complete. From then on the difference between the two is kept.
     """
 
     _handed_out: int = 0
@@ -30,7 +32,10 @@ class ResumableLoader(DataLoader[Any]):
         if not isinstance(sampler, PairSampler):  # Lightning's overfit_batches puts its own in place
             yield from super().__iter__()
             return
-        sampler.start, self._resume = self._skipped(sampler), None
+        sampler.start = 0
+        if self._resume is not None:
+            self._continue(sampler, self._resume)
+            self._resume = None
         self._handed_out = sampler.start * sampler.num_replicas
         assert self.batch_size is not None
         for batch in super().__iter__():
@@ -41,26 +46,32 @@ class ResumableLoader(DataLoader[Any]):
         sampler.set_epoch(sampler.epoch + 1)
         self._handed_out = 0
 
-    def _skipped(self, sampler: PairSampler) -> int:
-        """Visits of this process that the resumed epoch has already had."""
-        state = self._resume
-        if state is None or state["epoch"] != sampler.epoch or not state["handed_out"]:
-            return 0
+    @staticmethod
+    def _continue(sampler: PairSampler, state: dict[str, Any]) -> None:
+        """Place a sampler where a state says."""
+        complete = state["handed_out"] >= state["padded"] or sampler.epoch > state["set_epoch"]
+        sampler.offset = state["epoch"] + complete - sampler.epoch
+        if complete or not state["handed_out"]:
+            return
         for name, now in (("visits", sampler.visits), ("seed", sampler.seed)):
             if state[name] != now:
                 raise ValueError(
                     f"the checkpoint was written in the middle of an epoch of other data ({name} was "
                     f"{state[name]}, is {now}); resume with the same data, or from the end of an epoch"
                 )
-        return state["handed_out"] // sampler.num_replicas
+        sampler.start = state["handed_out"] // sampler.num_replicas
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands."""
         sampler = self.sampler
         if not isinstance(sampler, PairSampler):
             return {}
+        if self._resume is not None:
+            return dict(self._resume)
         return {
-            "epoch": sampler.epoch,
+            "epoch": sampler.epoch + sampler.offset,
+            "set_epoch": sampler.epoch,
+            "padded": len(sampler) * sampler.num_replicas,
             "handed_out": self._handed_out,
             "visits": sampler.visits,
             "seed": sampler.seed,
@@ -70,4 +81,4 @@ class ResumableLoader(DataLoader[Any]):
         """Continue from a state; takes effect at the next iteration."""
         if isinstance(self.sampler, PairSampler) and state:
             self._resume = dict(state)
-            self.sampler.set_epoch(state["epoch"])
+            self.sampler.set_epoch(state["set_epoch"])

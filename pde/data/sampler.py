@@ -60,6 +60,8 @@ class PairSampler(DistributedSampler[int]):
         """Visits per epoch, all processes together."""
         self.start = 0
         """Number of this process's visits to skip when next iterated."""
+        self.offset = 0
+        """Added to the epoch that was set; see `ResumableLoader`."""
 
     @staticmethod
     def _visits(size: tuple[int, int], weight: float) -> int:
@@ -103,7 +105,7 @@ class PairSampler(DistributedSampler[int]):
         return index, key
 
     def __iter__(self) -> Iterator[int]:
-        order = self.order(self.epoch)
+        order = self.order(self.epoch + self.offset)
         if self.num_replicas > 1:
             # Filled up from the front so that all processes make the same number of steps.
             order = np.resize(order, self._share * self.num_replicas)
