@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from thalweg.pde.data.formats.contents import Contents
 from thalweg.pde.data.formats.netcdf import open_shards
 from thalweg.pde.data.stored import SPACE, StoredArray
 
@@ -34,7 +38,7 @@ def assemble(
     Raises:
         ValueError: no shards, or shards that disagree.
         FileExistsError: `out` exists.
-        OSError: writing failed, e.g. no space left; nothing is left under `out`.
+        OSError: no space for the file, or writing failed; nothing is left under `out`.
     """
     import h5netcdf
 
@@ -43,6 +47,7 @@ def assemble(
         raise FileExistsError(f"{out} exists; remove it or choose another name")
     contents = open_shards(Path(folder))
     out.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(contents, out.parent)
     temporary = out.with_name(f".{out.name}.part")
     total = sum(array.shape[0] for array in contents.arrays.values())
     try:
@@ -55,10 +60,23 @@ def assemble(
                     done += count
                     progress(done, total)
         os.replace(temporary, out)
+    except (OSError, RuntimeError) as error:
+        # HDF5 reports a full disk as either, with several lines of its own.
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(number, f"cannot write {out}: {str(error).splitlines()[0]}") from error
     finally:
         contents.close()
         temporary.unlink(missing_ok=True)
     return out
+
+
+def _check_space(contents: Contents, folder: Path) -> None:
+    needed = sum(math.prod(array.shape) * array.dtype.itemsize for array in contents.arrays.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed"
+        )
 
 
 def _write_coordinates(file: Any, times: np.ndarray | None, coordinates: Mapping[str, np.ndarray]) -> None:

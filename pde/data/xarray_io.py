@@ -45,7 +45,7 @@ class FieldArray(BackendArray):
         blocks = [self.array.read(sample, frames, run)[:, 0] for sample in samples]
         values = np.stack(blocks) if blocks else np.empty((0, len(frames), *self._space()), self.dtype)
         kept = 0
-        for dim in ("sample", "time", *self.dims[-len(self._space()) :]):
+        for dim in ("sample", "time", *(dim for dim in self.dims if dim in SPACE)):
             pick = picks.get(dim, 0)
             many = isinstance(pick, slice | np.ndarray)
             if dim in ("sample", "time"):  # already picked by reading; only lone values go away
