@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _lines(report: FileReport) -> Iterator[str]:
         for name, (mean, std) in channels.items():
             yield f"constants of {side}: {name} mean {mean:.6g}, std {std:.6g}"
     for name, value in report.attributes.items():
-        yield f"{name}: {value}"
+        yield shorten(f"{name}: {value}", width=240, placeholder=" ...")
 
 
 def assemble(folder: str, out: str) -> None:

@@ -40,8 +40,6 @@ def assemble(
         FileExistsError: `out` exists.
         OSError: no space for the file, or writing failed; nothing is left under `out`.
     """
-    import h5netcdf
-
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists; remove it or choose another name")
@@ -49,16 +47,8 @@ def assemble(
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_space(contents, out.parent)
     temporary = out.with_name(f".{out.name}.part")
-    total = sum(array.shape[0] for array in contents.arrays.values())
     try:
-        with h5netcdf.File(temporary, "w") as file:
-            file.attrs.update(contents.attributes)
-            _write_coordinates(file, contents.times, contents.coordinates)
-            done = 0
-            for name, array in contents.arrays.items():
-                for count in _copy(file, name, array):
-                    done += count
-                    progress(done, total)
+        _write(contents, temporary, progress)
         os.replace(temporary, out)
     except (OSError, RuntimeError) as error:
         # HDF5 reports a full disk as either, with several lines of its own.
@@ -68,6 +58,20 @@ def assemble(
         contents.close()
         temporary.unlink(missing_ok=True)
     return out
+
+
+def _write(contents: Contents, path: Path, progress: Callable[[int, int], None]) -> None:
+    import h5netcdf
+
+    total = sum(array.shape[0] for array in contents.arrays.values())
+    done = 0
+    with h5netcdf.File(path, "w") as file:
+        file.attrs.update(contents.attributes)
+        _write_coordinates(file, contents.times, contents.coordinates)
+        for name, array in contents.arrays.items():
+            for count in _copy(file, name, array):
+                done += count
+                progress(done, total)
 
 
 def _check_space(contents: Contents, folder: Path) -> None:

@@ -121,7 +121,10 @@ class PairDataset:
             fields = self._cached["inputs" if self._shared else side]
             position = np.searchsorted(self._positions, frames)
             place = (samples - self.trajectories.start) * len(self._positions) + position
-            out_NCHW[torch.from_numpy(rows)] = fields[torch.from_numpy(place)]
+            target, source = out_NCHW.numpy(), fields.numpy()
+            # One copy per snapshot; indexing with arrays would make a second one on the way.
+            for row, position in zip(rows.tolist(), place.tolist()):
+                target[row] = source[position]
         else:
             self.reader.fill(side, samples, frames, out_NCHW.numpy(), *self._affine[side], rows=rows)
 

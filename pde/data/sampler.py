@@ -29,7 +29,8 @@ class PairSampler(DistributedSampler[int]):
         weights: visits per pair and epoch of each data set.
         seed: seed of the order.
         pairs_per_trajectory: how many pairs of one trajectory follow each other. 1 is uniformly random; more
-            share snapshots within a batch and read less, at the price of correlated batches.
+            share snapshots within a batch and read less (a gain on slow disks, a small one otherwise), at
+            the price of correlated batches.
         num_replicas: number of processes that share an epoch.
         rank: index of this process.
     """

@@ -173,7 +173,8 @@ class TrajectoryReader:
         for run in self._runs[side]:
             fields = out_NCHW[:, run.target]
             self._fill_run(run, samples[first], frames[first], fields, rows[first])
-            fields[rows[copies]] = fields[rows[first[inverse[copies]]]]
+            for target, source in zip(rows[copies].tolist(), rows[first[inverse[copies]]].tolist()):
+                fields[target] = fields[source]
             if offset is not None and std is not None:
                 _normalize(fields, rows, offset[run.target], std[run.target])
 
