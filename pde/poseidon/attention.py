@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thalweg.pde.poseidon.attend import attend
+from thalweg.pde.poseidon.attend import cosine_attention
 from thalweg.pde.poseidon.windows import Windows
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -56,8 +56,8 @@ class PositionBias(nn.Sequential):
         h, w = self.window
         table = self.table().flip(1, 2)
         # Entry (i, j) is table[i - j + w - 1] per axis: windows sliding over the flipped table, in reverse.
-        pairs = table.unfold(1, h, 1).unfold(2, w, 1).flip(1, 2)
-        return pairs.reshape(-1, h * w, h * w)
+        pairs = table.unfold(1, h, 1).unfold(2, w, 1).contiguous().flip(1, 2)
+        return pairs.view(-1, h * w, h * w)
 
     def table(self) -> Tensor:
         """Bias per offset, shape (H, 2h-1, 2w-1)."""
@@ -70,11 +70,12 @@ class PositionBias(nn.Sequential):
 
     def _table(self, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor) -> Tensor:
         device, dtype = weight_in.device, torch.promote_types(weight_in.dtype, torch.float32)
-        rows, cols = (offsets(n, s, device) for n, s in zip(self.window, self.scaled_by))
-        grid = torch.stack(torch.meshgrid(rows, cols, indexing="ij"), -1).to(dtype)
+        rows, cols = (offsets(n, s, device).to(dtype) for n, s in zip(self.window, self.scaled_by))
+        weight_in, bias_in, weight_out = (p.to(dtype) for p in (weight_in, bias_in, weight_out))
+        # The first layer of a grid of offsets is a sum of one term per axis.
+        hidden = rows[:, None, None] * weight_in[:, 0] + (cols[:, None] * weight_in[:, 1] + bias_in)
         with full_precision(device):
-            hidden = F.relu(F.linear(grid, weight_in.to(dtype), bias_in.to(dtype)))
-            return 16 * torch.sigmoid(F.linear(hidden, weight_out.to(dtype)).permute(2, 0, 1))
+            return 16 * torch.sigmoid(F.linear(F.relu(hidden), weight_out).permute(2, 0, 1))
 
     def clear_cache(self) -> None:
         """Forget the table."""
@@ -166,32 +167,10 @@ class CosineAttention(nn.Module):
         return wide.unflatten(-1, (self.num_heads, -1))
 
     def _attend(self, q_XNHE: Tensor, k_XNHE: Tensor, v_XNHE: Tensor) -> Tensor:
-        scale_H1 = self.logit_scale[..., 0].to(q_XNHE.dtype).clamp(max=MAX_LOGIT_SCALE).exp()
-        q_XNHE = q_XNHE * (scale_H1 / _norm(q_XNHE))
-        k_XNHE = k_XNHE / _norm(k_XNHE)
-        bias_HNN = self.continuous_position_bias_mlp().to(q_XNHE.dtype)
-        if not self.windows.shifted:
-            heads = attend(*(t.transpose(1, 2) for t in (q_XNHE, k_XNHE, v_XNHE)), bias_HNN, self._p)
-            return heads.transpose(1, 2).flatten(2)
-        # Masks differ between windows: give every (window, head) its own bias, shared by the batch.
-        mask_MNN = self.windows.shift_mask(bias_HNN.device, bias_HNN.dtype)
-        bias = (mask_MNN[:, None] + bias_HNN).flatten(0, 1)
-        num_tokens, num_windows = q_XNHE.shape[1], self.windows.num_windows
-        q, k, v = (
-            t.unflatten(0, (-1, num_windows)).transpose(2, 3).flatten(1, 2) for t in (q_XNHE, k_XNHE, v_XNHE)
-        )
-        heads = attend(q, k, v, bias, self._p).unflatten(1, (num_windows, self.num_heads))
-        return heads.transpose(2, 3).reshape(-1, num_tokens, self.num_heads * v.shape[-1])
-
-    @property
-    def _p(self) -> float:
-        return self.dropout if self.training else 0.0
-
-
-def _norm(t_XNHE: Tensor) -> Tensor:
-    """Euclidean length of every head's vector, at least 1e-12, shape (X, N, H, 1).
-
-    The clamp sits below the root: tokens can be exactly zero (at initialisation and lead time 0, in padding),
-    and there the root alone has an infinite slope.
-    """
-    return t_XNHE.square().sum(-1, keepdim=True).clamp_min(1e-24).sqrt()
+        dtype = q_XNHE.dtype
+        scale_H1 = self.logit_scale[..., 0].to(dtype).clamp(max=MAX_LOGIT_SCALE).exp()
+        bias_MHNN = self.continuous_position_bias_mlp().to(dtype)[None]
+        if self.windows.shifted:
+            bias_MHNN = self.windows.shift_mask(bias_MHNN.device, dtype)[:, None] + bias_MHNN
+        dropout = self.dropout if self.training else 0.0
+        return cosine_attention(q_XNHE, k_XNHE, v_XNHE, scale_H1, bias_MHNN, dropout).flatten(2)

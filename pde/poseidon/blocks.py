@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from thalweg.pde.poseidon.attention import CosineAttention
 from thalweg.pde.poseidon.config import ScOTConfig
+from thalweg.pde.poseidon.fused import gelu_mlp, is_plain_linear
 from thalweg.pde.poseidon.layers import ACTIVATIONS, DropPath, make_norm
 from thalweg.pde.poseidon.windows import Windows
 
@@ -77,8 +78,15 @@ class SwinBlock(nn.Module):
     def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
         """Shape kept."""
         x_BRSD = x_BRSD + self.drop_path(self.layernorm_before(self.attention(x_BRSD), time_B))
-        hidden = self.output(self.activation(self.intermediate(x_BRSD)))
-        return x_BRSD + self.drop_path(self.layernorm_after(hidden, time_B))
+        return x_BRSD + self.drop_path(self.layernorm_after(self._mlp(x_BRSD), time_B))
+
+    def _mlp(self, x_BRSD: Tensor) -> Tensor:
+        first, second = self.intermediate.dense, self.output.dense
+        # Replaced layers (adapters, quantisation) and hooks are called as modules.
+        if self.activation is F.gelu and is_plain_linear(first) and is_plain_linear(second):
+            out = gelu_mlp(x_BRSD, first.weight, first.bias, second.weight, second.bias)
+            return self.output.dropout(out)
+        return self.output(self.activation(self.intermediate(x_BRSD)))
 
 
 class ConvNeXtBlock(nn.Module):
@@ -95,7 +103,13 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
         """Shape kept."""
         x = self.dwconv(x_BRSD.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = self.pwconv2(F.gelu(self.pwconv1(self.norm(x, time_B))))
+        x = gelu_mlp(
+            self.norm(x, time_B),
+            self.pwconv1.weight,
+            self.pwconv1.bias,
+            self.pwconv2.weight,
+            self.pwconv2.bias,
+        )
         return torch.addcmul(x_BRSD, x, self.weight)
 
 

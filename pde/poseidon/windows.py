@@ -86,5 +86,5 @@ def _regions(size: int, window: int, shift: int, device: torch.device) -> Tensor
     """Region number 0, 1 or 2 of every position along one axis; a single region if the axis is not rolled."""
     position = torch.arange(size, device=device)
     if shift == 0:
-        return torch.zeros_like(position)
-    return (position >= size - window).long() + (position >= size - shift).long()
+        return torch.zeros_like(position, dtype=torch.uint8)
+    return (position >= size - window).byte() + (position >= size - shift).byte()

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thalweg.pde.poseidon import attend as attend_module
-from thalweg.pde.poseidon.attend import attend
+from thalweg.pde.poseidon.attend import cosine_attention
 from thalweg.pde.poseidon.attention import CosineAttention, PositionBias
 from thalweg.pde.poseidon.windows import SHIFT_PENALTY, Windows
 
@@ -84,16 +83,32 @@ def test_attention_equals_its_equations(windows: Windows, training: bool) -> Non
         assert torch.allclose(module(x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 5 * 36, 10**9])
-def test_memory_lean_attention_has_exact_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attend_module, "_CHUNK_ELEMENTS", chunk)
-    q, k, v = (torch.randn(3, 2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    bias = torch.randn(2, 6, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(attend, (q, k, v, bias))
-    expected = ((q @ k.mT + bias).softmax(-1) @ v).sin().sum()
-    actual = attend(q, k, v, bias).sin().sum()
-    for a, b in zip(*(torch.autograd.grad(y, (q, k, v, bias)) for y in (actual, expected))):
+@pytest.mark.parametrize("num_windows", [1, 3])
+def test_memory_lean_attention_has_exact_gradients(num_windows: int) -> None:
+    q, k, v = (torch.randn(6, 5, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    scale = torch.rand(2, 1, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(num_windows, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    inputs = (q, k, v, scale, bias)
+    assert torch.autograd.gradcheck(cosine_attention, inputs)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        q, k = (nn.functional.normalize(t, dim=-1) for t in (q * scale.sign(), k))
+        logits = torch.einsum("xnhe,xmhe->xhnm", scale * q, k) + bias.repeat(6 // num_windows, 1, 1, 1)
+        return torch.einsum("xhnm,xmhe->xnhe", logits.softmax(-1), v)
+
+    assert torch.allclose(cosine_attention(*inputs), plain(*inputs), atol=1e-12)
+    grads = [torch.autograd.grad(f(*inputs).sin().sum(), inputs) for f in (cosine_attention, plain)]
+    for a, b in zip(*grads):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_zero_tokens_have_finite_gradients() -> None:
+    q, k, v = (torch.zeros(1, 4, 2, 3, requires_grad=True) for _ in range(3))
+    bias = torch.zeros(1, 2, 4, 4)
+    for with_grad in (True, False):
+        out = cosine_attention(q, k, v, torch.ones(2, 1), bias.clone().requires_grad_(with_grad))
+        grads = torch.autograd.grad(out.sum(), (q, k, v))
+        assert all(g.isfinite().all() for g in grads)
 
 
 def test_attention_with_frozen_bias_still_trains_the_rest() -> None:
