@@ -7,6 +7,8 @@ networks share their weights and are timed in turn; the best of several repetiti
     OMP_WAIT_POLICY=PASSIVE python benchmarks/poseidon_model.py [--quick] [--json FILE]
 """
 
+# ruff: noqa: D102
+
 from __future__ import annotations
 
 import argparse
@@ -130,7 +132,7 @@ def make_model() -> ScOT:
         for name, p in model.named_parameters():
             if p.ndim == 2 and p.shape[1] > 1:
                 p.normal_(std=p.shape[1] ** -0.5)
-            elif name.endswith("norm.weight.bias") or "layernorm" in name and name.endswith("weight.bias"):
+            elif "norm" in name and name.endswith("weight.bias"):
                 p.fill_(1.0)
     return model.eval()
 
