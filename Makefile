@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,10 +32,6 @@ lint: $(BIN)/thalweg  ## ruff, import layers, types
 
 test: lint  ## lint, then the default tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
-
-docs: $(BIN)/thalweg  ## build the documentation site into site/
-	$(BIN)/pip install -q -e '.[docs]'
-	$(BIN)/mkdocs build --strict
 
 bench: $(BIN)/thalweg  ## print every figure quoted in the documentation
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/poseidon_model.py

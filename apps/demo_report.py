@@ -83,7 +83,9 @@ def add_errors(report: Report, plan: Plan, results: dict[str, dict[int, dict[str
     rows = [
         [LABELS[model], *(error_of(results[model][count]) for count in plan.trajectories)] for model in LABELS
     ]
-    best = min(range(len(rows)), key=lambda i: rows[i][-1])
+    last = max(plan.trajectories)
+    final = [error_of(results[model][last]) for model in LABELS]
+    best = final.index(min(final))
     report.add_table(["model", *(f"{count} trajectories" for count in plan.trajectories)], rows, best=best)
     report.add_text(
         "Median over the test trajectories of the relative L1 error of the velocity at t = 0.7, in "

@@ -54,8 +54,8 @@ def run(command: str, argv: list[str]) -> None:
     except ArgumentError as error:
         raise as_exit(ValueError(explain(str(error)))) from None
     except UnpicklingError as error:
-        text = str(error).splitlines()[0]
-        raise as_exit(ValueError(f"the checkpoint is not a plain Lightning checkpoint, refused: {text}")) from None
+        reason = f"the checkpoint holds more than plain tensors, refused: {str(error).splitlines()[0]}"
+        raise as_exit(ValueError(reason)) from None
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise as_exit(error) from None
 
@@ -140,8 +140,10 @@ def quiet_known_warnings() -> None:
         r".*LeafSpec.*deprecated.*",
         r".*`instantiate_classes`.*",
         r".*Checkpoint directory .* exists and is not empty.*",
+        r".*WeightAveraging callback with a model that overrides.*",
+        r".*The dirpath has changed.*",
     ):
-        warnings.filterwarnings("ignore", message=text)
+        warnings.filterwarnings("ignore", message=f"(?s){text}")
 
 
 def trainer_defaults() -> dict[str, Any]:
