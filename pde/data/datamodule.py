@@ -119,6 +119,8 @@ class PDEDataModule(L.LightningDataModule):
         self.check_finite = check_finite
         self.multiprocessing_context = multiprocessing_context
         self._parts: dict[Part, list[PairDataset]] = {}
+        self._loader: ResumableLoader | None = None
+        self._place: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the files and decide on the constants; opening is repeated cheaply for each stage."""
@@ -194,9 +196,26 @@ class PDEDataModule(L.LightningDataModule):
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
         )
-        return ResumableLoader(
+        self._loader = ResumableLoader(
             MixtureDataset(parts), batch_size=self.batch_size, sampler=sampler, **self._options()
         )
+        self._loader.load_state_dict(self._place)
+        self._place = {}
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place in the training data, for checkpoints.
+
+        Lightning stores it as well, but gives it back only to loaders that were made after a checkpoint was
+        read, not when ``trainer.estimated_stepping_batches`` has asked for the loader before.
+        """
+        return {} if self._loader is None else {"train": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at that place."""
+        self._place = state_dict.get("train", {})
+        if self._loader is not None:
+            self._loader.load_state_dict(self._place)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per data set over its validation pairs."""

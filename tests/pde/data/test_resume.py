@@ -22,6 +22,8 @@ pytestmark = [
 class Recorder(L.LightningModule):
     """One weight, trained on the mean of the inputs; keeps what it saw."""
 
+    asks_for_length = False
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
@@ -35,6 +37,8 @@ class Recorder(L.LightningModule):
         pass
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.asks_for_length:
+            assert self.trainer.estimated_stepping_batches == 12
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
@@ -44,12 +48,14 @@ def fit(
     ckpt: Path | None = None,
     checkpoint: ModelCheckpoint | None = None,
     limit: float = 1.0,
+    epochs: int = -1,
     **options: object,
 ) -> Recorder:
     data = PDEDataModule(["CE-RP"], str(folder), batch_size=32, num_trajectories=3, **options)
     model = Recorder()
     trainer = L.Trainer(
         max_steps=max_steps,
+        max_epochs=epochs,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -85,6 +91,17 @@ def test_resumed_run_equals_uninterrupted_run(stop: int, folder: Path, tmp_path:
     assert resumed.seen == straight.seen[stop:]
     assert torch.equal(resumed.weight, straight.weight)
     assert len({row[0] for row in straight.seen}) == 3
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 10])
+def test_resume_when_a_schedule_asked_for_the_length_of_the_run(
+    stop: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning makes the loader then before it reads the checkpoint."""
+    monkeypatch.setattr(Recorder, "asks_for_length", True)
+    straight = fit(folder, -1, epochs=3)
+    fit(folder, -1, epochs=3, checkpoint=checkpoints(tmp_path, every_n_train_steps=1))
+    assert fit(folder, -1, tmp_path / f"step={stop}.ckpt", epochs=3).seen == straight.seen[stop:]
 
 
 def test_resume_from_the_end_of_an_epoch(folder: Path, tmp_path: Path) -> None:
