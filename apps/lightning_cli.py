@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from thalweg.apps.callbacks import SafeStop
+from thalweg.apps.checkpoint_io import SafeCheckpointIO
 from thalweg.apps.trainer_cli import COMMANDS, trainer_defaults
 
 
@@ -25,6 +29,34 @@ class EmbedConfig(SaveConfigCallback):
 class ThalwegCLI(LightningCLI):
     """LightningCLI over any module and data module given by ``class_path``."""
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The configured trainer; its checkpoint files are written atomically."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; Lightning turns Ctrl-C into exit status 1, as if the command had failed.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C; its text says how to go on.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            raise KeyboardInterrupt(how_to_resume(subcommand, self.trainer)) from None
+
+
+def how_to_resume(command: str, trainer: L.Trainer) -> str:
+    """What to type after an interrupted command."""
+    folder = trainer.log_dir
+    if command != "fit" or folder is None or not list(Path(folder).rglob("*.ckpt")):
+        return "nothing is left to resume"
+    return f"continue with: thalweg fit --resume {folder}"
+
 
 def launch() -> None:
     """Parse ``sys.argv`` and run the trainer command in it."""
@@ -37,6 +69,6 @@ def launch() -> None:
         auto_configure_optimizers=False,
         save_config_callback=EmbedConfig,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults=trainer_defaults(),
+        trainer_defaults={**trainer_defaults(), "callbacks": [SafeStop()]},
         parser_kwargs={**quiet, **{name: quiet for name in COMMANDS}},
     )

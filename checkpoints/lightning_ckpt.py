@@ -82,7 +82,7 @@ def read(path: str | Path, weights: Weights = "auto") -> LightningCheckpoint:
     path = Path(path)
     if weights not in get_args(Weights):
         raise ValueError(f"weights is {weights!r}, allowed: {', '.join(get_args(Weights))}")
-    content = _open(path)
+    content = read_content(path)
     chosen = _choose(path, content, weights)
     raw_key = "current_model_state" if "current_model_state" in content else "state_dict"
     state, _ = _WITHOUT_COMPILE_MARK.apply(content["state_dict" if chosen == "ema" else raw_key])
@@ -96,7 +96,12 @@ def read(path: str | Path, weights: Weights = "auto") -> LightningCheckpoint:
     )
 
 
-def _open(path: Path) -> Mapping[str, Any]:
+def read_content(path: Path) -> Mapping[str, Any]:
+    """Everything in a checkpoint file, on the CPU.
+
+    Raises:
+        ValueError: If the file is missing, damaged or no Lightning checkpoint, or holds more than tensors.
+    """
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder, probably a sharded checkpoint: merge it with"
