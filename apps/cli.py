@@ -6,21 +6,23 @@ Nothing heavy is imported before it is needed, so ``thalweg --help`` answers in 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from thalweg.apps.errors import as_exit, explain
+from thalweg.apps.errors import as_exit, explain, near
 
-# verb -> (target "module:function", or one target per sub-verb; one line of help)
-VERBS: dict[str, tuple[str | dict[str, str], str]] = {
+SubVerbs = dict[str, tuple[str, str]]
+# verb -> (target "module:function", or such a table of its sub-verbs; one line of help)
+VERBS: dict[str, tuple[str | SubVerbs, str]] = {
     "apps": ("thalweg.apps.listing:apps", "show the registered apps, or one of them in full"),
     "data": (
         {
-            "list": "thalweg.apps.data:list_",
-            "info": "thalweg.apps.data:info",
-            "generate": "thalweg.apps.generate:generate",
-            "assemble": "thalweg.apps.data:assemble",
+            "list": ("thalweg.apps.data:list_", "the table of PDE data sets"),
+            "info": ("thalweg.apps.data:info", "what a file holds"),
+            "generate": ("thalweg.apps.generate:generate", "make a data set with our solvers"),
+            "assemble": ("thalweg.apps.data:assemble", "join published shards into one file"),
         },
         "list, describe, generate or assemble PDE data",
     ),
@@ -35,6 +37,8 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
 }
 # verbs whose only positional word may be left out, and the option it stands for
 BARE_WORD = {"apps": "--name"}
+# commands that continue where they were stopped when they are given again
+CONTINUING = ("thalweg data generate", "thalweg demo")
 TRAINER = {
     "fit": "train or fine-tune (--app NAME | --config FILE ... | --resume RUN)",
     "validate": "run the validation set",
@@ -44,8 +48,27 @@ TRAINER = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the console script and of ``python -m apps``."""
+    """Entry point of the console script and of ``python -m apps``.
+
+    Raises:
+        SystemExit: With one line on what is wrong and status 1, with 130 after Ctrl-C, as shells have it, and
+            with 141 when whoever reads the output has gone, as `head` does.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        dispatch(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        print("; ".join(filter(None, ("stopped", str(stop)))), file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Python flushes standard output once more when it exits, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def dispatch(words: list[str]) -> None:
+    """Run one command line."""
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return
@@ -62,8 +85,6 @@ def main(argv: list[str] | None = None) -> None:
     elif verb in VERBS:
         run_verb(verb, rest)
     else:
-        from thalweg.apps.errors import near
-
         known = [*TRAINER, *VERBS]
         raise SystemExit(f"error: unknown command {verb!r}.{near(verb, known)} Commands: {', '.join(known)}")
 
@@ -94,35 +115,38 @@ def run_verb(verb: str, argv: list[str]) -> None:
     if verb in BARE_WORD and argv and not argv[0].startswith("-"):
         argv = [BARE_WORD[verb], *argv]
     prog = f"thalweg {verb}"
-    from jsonargparse import ArgumentError, auto_cli
+    from jsonargparse import ArgumentError, auto_cli, capture_parser
 
+    options: dict[str, Any] = {}
     try:
         if isinstance(target, dict):
             target, argv, prog = pick_subverb(verb, target, argv)
-        auto_cli(load(target), args=argv, prog=prog, exit_on_error=False, as_positional=True)
+        function = load(target)
+        how: dict[str, Any] = {"prog": prog, "exit_on_error": False, "as_positional": True}
+        options = vars(capture_parser(auto_cli, function, args=[], **how).get_defaults())
+        auto_cli(function, args=spell_out_switches(argv, options), **how)
+    except BrokenPipeError:
+        raise
     except ArgumentError as error:
-        raise as_exit(ValueError(f"{explain(str(error))} (see {prog} --help)")) from None
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise as_exit(ValueError(f"{explain(str(error), options)} (see {prog} --help)")) from None
+    except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         raise as_exit(error) from None
     except KeyboardInterrupt:
-        raise SystemExit(
-            f"stopped; {prog} continues where it was when the same command is run again"
-        ) from None
+        advice = "the same command continues where it was" if prog in CONTINUING else ""
+        raise KeyboardInterrupt(advice) from None
 
 
-def pick_subverb(verb: str, targets: dict[str, str], argv: list[str]) -> tuple[str, list[str], str]:
+def pick_subverb(verb: str, table: SubVerbs, argv: list[str]) -> tuple[str, list[str], str]:
     """Choose among the sub-verbs of a verb, e.g. ``data info``."""
-    from thalweg.apps.errors import near
-
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: thalweg {verb} {{{','.join(targets)}}} ...")
-        for name, target in targets.items():
-            print(f"  {name:<10} {(load(target).__doc__ or '').strip().splitlines()[0]}")
+        print(f"usage: thalweg {verb} {{{','.join(table)}}} ...")
+        for name, (_, text) in table.items():
+            print(f"  {name:<10} {text}")
         raise SystemExit(0)
-    if argv[0] not in targets:
-        hint = near(argv[0], targets)
-        raise ValueError(f"unknown command 'thalweg {verb} {argv[0]}'.{hint} Known: {', '.join(targets)}")
-    return targets[argv[0]], argv[1:], f"thalweg {verb} {argv[0]}"
+    if argv[0] not in table:
+        hint = near(argv[0], table)
+        raise ValueError(f"unknown command 'thalweg {verb} {argv[0]}'.{hint} Known: {', '.join(table)}")
+    return table[argv[0]][0], argv[1:], f"thalweg {verb} {argv[0]}"
 
 
 def load(target: str) -> Callable[..., Any]:
@@ -130,3 +154,14 @@ def load(target: str) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
+
+
+def spell_out_switches(argv: list[str], defaults: dict[str, Any]) -> list[str]:
+    """Give bare boolean options their value: ``--plots`` is true, ``--no-plots`` and ``--no_plots`` false."""
+    names = [name for name, value in defaults.items() if isinstance(value, bool)]
+    bare = {f"--{name}": f"--{name}=true" for name in names}
+    bare |= {f"--no{mark}{name}": f"--{name}=false" for name in names for mark in "-_"}
+    following = [word.lower() for word in [*argv[1:], ""]]
+    return [
+        word if after in ("true", "false") else bare.get(word, word) for word, after in zip(argv, following)
+    ]

@@ -17,6 +17,8 @@ NOISE = re.compile(
     flags=re.IGNORECASE,
 )
 BAD_KEY = re.compile(r"(?:[Oo]ption '([\w.]+)'|unrecognized arguments?: --([\w.+]+)|[Kk]ey '([\w.]+)')")
+TRAINER_OPTIONS = ("model", "data", "trainer", "config", "app", "resume", "ckpt_path", "seed_everything")
+"""Options of ``fit`` and its kin."""
 CLASS_PATH = re.compile(r"class_path '([\w.]+)'")
 
 
@@ -37,8 +39,13 @@ def near(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
-def explain(message: str) -> str:
-    """The telling lines of a jsonargparse message; a mistyped key gets the nearest accepted option."""
+def explain(message: str, options: Iterable[str] = TRAINER_OPTIONS) -> str:
+    """The telling lines of a jsonargparse message; a mistyped key gets the nearest accepted option.
+
+    Args:
+        message: Text of an ``ArgumentError``.
+        options: Option names of the command, where the message names no class that has the key.
+    """
     lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not NOISE.match(line)]
     text = "; ".join(dict.fromkeys(lines)) or message.strip()
     classes = CLASS_PATH.findall(message)
@@ -46,14 +53,14 @@ def explain(message: str) -> str:
         text = f"{classes[-1]}: {text}"
     if match := BAD_KEY.search(message):
         key = next(group for group in match.groups() if group)
-        if hint := near(key.rsplit(".", 1)[-1], accepted_options(classes, key)):
+        if hint := near(key.rsplit(".", 1)[-1], accepted_options(classes, key, options)):
             text = f"{text.rstrip(chr(46))}.{hint}"
     return text
 
 
-def accepted_options(classes: list[str], key: str) -> Iterator[str]:
+def accepted_options(classes: list[str], key: str, options: Iterable[str]) -> Iterator[str]:
     """Option names that could have been meant: those of the named classes, else the trainer's and ours."""
-    yield from ("model", "data", "trainer", "config", "app", "resume", "ckpt_path", "seed_everything")
+    yield from options
     for path in classes or (["lightning.Trainer"] if key.startswith("trainer") else []):
         module, _, name = path.rpartition(".")
         try:

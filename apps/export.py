@@ -135,7 +135,7 @@ def _free_target(to: str | Path, overwrite: bool) -> Path:
     if target.is_file():
         raise ValueError(f"{target} is a file; give a folder")
     if not overwrite and target.is_dir() and any(target.iterdir()):
-        raise ValueError(f"folder {target} is not empty; pass --overwrite=true or another folder")
+        raise ValueError(f"folder {target} is not empty; pass --overwrite or another folder")
     return target
 
 

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
+
+from thalweg.pde.solvers.generate import generate as run
 
 
-def generate(
-    name: str,
-    out: str = "data",
-    samples: int = 64,
-    resolution: int = 128,
-    seed: int = 0,
-    workers: int = 1,
-    batch_size: int = 8,
-    device: str = "cpu",
-    num_val: int | None = None,
-    num_test: int | None = None,
-    frames: int | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
-    engine: Literal["processes", "dask"] = "processes",
-    dtype: Literal["float32", "float64"] = "float32",
-) -> None:
+def generate(name: str, out: str = "data", samples: int = 64, **options: Any) -> None:
     """Generate a PDE data set with our solvers, in the published layout.
 
     Sample i depends on the seed and i alone: batch size, workers and restarts do not change it, and a larger
@@ -34,44 +20,6 @@ def generate(
             Helmholtz.
         out: Folder for the file, which gets the published file name.
         samples: Number of trajectories, or of samples of a steady problem.
-        resolution: Grid points per axis.
-        seed: Seed of the whole set.
-        workers: Number of processes.
-        batch_size: Samples computed together.
-        device: Where the solver runs, e.g. cpu or cuda.
-        num_val: Validation samples, noted in the file; a tenth by default.
-        num_test: Test samples, noted in the file; a tenth by default.
-        frames: Number of snapshots from the start; all published times by default.
-        overwrite: Compute again what is already there.
-        progress: Show a progress bar.
-        engine: processes, or dask for a local or configured dask cluster.
-        dtype: Precision of the time stepping.
-
-    Raises:
-        ValueError: If an argument is not possible, or what exists was made with other parameters.
-        OSError: If the disk is full; finished samples are kept.
-        RuntimeError: If a solver blows up or a worker process dies.
+        options: Options of the solver, which the command line takes from its signature.
     """
-    from thalweg.pde.solvers.generate import generate as run
-
-    try:
-        path = run(
-            name,
-            out,
-            samples,
-            resolution=resolution,
-            seed=seed,
-            workers=workers,
-            batch_size=batch_size,
-            device=device,
-            num_val=num_val,
-            num_test=num_test,
-            frames=frames,
-            overwrite=overwrite,
-            progress=progress,
-            engine=engine,
-            dtype=dtype,
-        )
-    except FloatingPointError as error:
-        raise RuntimeError(str(error)) from error
-    print(path)
+    print(run(name, out, samples, **options))

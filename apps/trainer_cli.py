@@ -12,7 +12,6 @@ import sys
 import warnings
 from importlib import resources
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from thalweg.apps import registry
@@ -53,9 +52,6 @@ def run(command: str, argv: list[str]) -> None:
             launch()
     except ArgumentError as error:
         raise as_exit(ValueError(explain(str(error)))) from None
-    except UnpicklingError as error:
-        reason = f"the checkpoint holds more than plain tensors, refused: {str(error).splitlines()[0]}"
-        raise as_exit(ValueError(reason)) from None
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise as_exit(error) from None
 

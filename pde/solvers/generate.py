@@ -96,7 +96,7 @@ def generate(
     console = Console(stderr=True, quiet=not progress)
     target = Path(out) / spec.file
     if _is_finished(target, record, overwrite=overwrite):
-        message = f"{target} is already there; pass --overwrite true to make it again"
+        message = f"{target} is already there; pass --overwrite to make it again"
         console.print(message, highlight=False, soft_wrap=True)
         return target
     shapes = sizes(spec, samples=samples, frames=max(1, request.frames), resolution=resolution)
@@ -212,7 +212,7 @@ def _is_finished(target: Path, record: Mapping[str, object], *, overwrite: bool)
     changed = differences(json.loads(stored), record)
     if changed and not overwrite:
         raise ValueError(
-            f"{target} exists with other parameters ({changed}); pass --overwrite true to replace it"
+            f"{target} exists with other parameters ({changed}); pass --overwrite to replace it"
         )
     return not overwrite
 

@@ -59,7 +59,7 @@ class Parts:
             if changed:
                 raise ValueError(
                     f"{self.folder} was started with other parameters ({changed}); finish it with those, "
-                    "or pass --overwrite true to start again"
+                    "or pass --overwrite to start again"
                 )
         else:
             write_atomically(record, json.dumps(manifest, indent=1).encode())

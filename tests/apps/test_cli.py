@@ -71,6 +71,61 @@ def test_a_typo_in_a_config_names_the_near_match(flag: str, expected: str) -> No
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data", "generate", "ACE", "--resolutoin=8"], "Did you mean resolution?"),
+        (["evaluate", "--ckpt=a", "--dataset=b", "--wieghts=raw"], "Did you mean weights?"),
+    ],
+)
+def test_a_typo_in_a_verbs_option_names_the_near_match(words: list[str], expected: str) -> None:
+    assert expected in fails(words)
+
+
+def test_switches_need_no_value() -> None:
+    defaults = {"plots": True, "overwrite": False, "limit": None}
+    argv = ["--plots", "x", "--no-overwrite", "--no_plots", "--plots", "false", "--plots=true", "--limit"]
+    expected = ["--plots=true", "x", "--overwrite=false", "--plots=false", *argv[4:]]
+    assert cli.spell_out_switches(argv, defaults) == expected
+    assert cli.spell_out_switches([], defaults) == []
+
+
+def test_switches_reach_the_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "generate", "Poisson-Gauss", f"--out={tmp_path}", "--samples=3", "--resolution=16"]
+    command = [*words, "--no-progress"]
+    cli.main(command)
+    assert capsys.readouterr().err == ""
+    fails([*command, "--seed=1"])
+    cli.main([*command, "--seed=1", "--overwrite"])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["data", "list"], ["apps", "poseidon"]])
+def test_a_reader_that_leaves_early_gets_no_traceback(words: list[str]) -> None:
+    command = [sys.executable, "-m", "thalweg.apps", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode in (1, 141)
+
+
+@pytest.mark.parametrize("words", [["apps"], ["data", "list"], ["data", "generate", "ACE"], ["fit"]])
+def test_ctrl_c_is_one_line_and_status_130(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("load", "pick_subverb"):
+        monkeypatch.setattr(cli, name, interrupted)
+    monkeypatch.setattr(trainer_cli, "expand", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.splitlines() == ["stopped"]
+
+
 def test_explain_keeps_the_telling_line_only() -> None:
     noise = (
         "Parser key \"model\":\n  Does not validate\n  Errors:\n    - Expected a <class 'int'>. Got: foo\n"

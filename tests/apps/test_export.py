@@ -177,7 +177,7 @@ def test_folder_in_use_is_kept_unless_told_otherwise(run: tuple[nn.Module, Path]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     (tmp_path / "out" / "pytorch_model.bin").write_text("stale")
-    with pytest.raises(ValueError, match="is not empty; pass --overwrite=true"):
+    with pytest.raises(ValueError, match="is not empty; pass --overwrite"):
         export(ckpt=run[1], to=tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
     export(ckpt=run[1], to=tmp_path / "out", overwrite=True)
