@@ -6,6 +6,9 @@ Lookup is exact. Variants are rows of their own:
 - ``.time``: a steady problem posed as the state at lead time 1, for time-conditioned networks;
 - ``NS-Tracer-PwC``: NS-PwC with its passive tracer.
 
+Other packages add rows with :func:`register`, in a script or through the entry-point group
+``thalweg.problems``: an entry point names a :class:`ProblemSpec`, and is loaded when a name is not found.
+
 Source of the rows: Herde et al. 2024 (arXiv 2405.19101) and the published files.
 """
 
@@ -13,9 +16,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from functools import cache
+from importlib import metadata
 
 from thalweg.pde.data.tables import compressible, incompressible, waves_and_steady
 from thalweg.pde.problem import ProblemSpec
+
+ENTRY_POINTS = "thalweg.problems"
 
 # (K, s) where the longer horizon is not the usual ten steps of two snapshots.
 _OUT_STEPS = {"GCE-RT": (10, 1), "ACE": (9, 2)}
@@ -57,15 +64,45 @@ def names() -> list[str]:
     return list(PROBLEMS)
 
 
+def register(spec: ProblemSpec) -> ProblemSpec:
+    """Add a data set of one's own; registering an equal one again does nothing.
+
+    Raises:
+        ValueError: the name or an alias belongs to another data set.
+    """
+    for name in (spec.name, *spec.aliases):
+        known = _find(name)
+        if known is not None and known != spec:
+            raise ValueError(f"data set {name!r} is already in the table ({known.name}: {known.summary})")
+    PROBLEMS[spec.name] = spec
+    _BY_ALIAS.update(dict.fromkeys(spec.aliases, spec))
+    return spec
+
+
 def get(name: str) -> ProblemSpec:
-    """Data set with exactly this name or alias.
+    """Data set with exactly this name or alias, ours or one that an installed package brings.
 
     Raises:
         ValueError: the name is unknown; the message lists near matches.
     """
-    if spec := PROBLEMS.get(name) or _BY_ALIAS.get(name):
-        return spec
-    raise ValueError(f"unknown data set {name!r}; {_suggest(name)}")
+    found = _find(name)
+    if found is None:
+        _load_entry_points()
+        found = _find(name)
+    if found is None:
+        raise ValueError(f"unknown data set {name!r}; {_suggest(name)}")
+    return found
+
+
+def _find(name: str) -> ProblemSpec | None:
+    return PROBLEMS.get(name) or _BY_ALIAS.get(name)
+
+
+@cache
+def _load_entry_points() -> None:
+    """Register the data sets of installed packages, once."""
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        register(entry.load())
 
 
 def _suggest(name: str) -> str:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import metadata
 
 import pytest
 
@@ -93,3 +95,36 @@ def test_table_loads_without_heavy_packages() -> None:
         "print(sorted({'torch', 'numpy', 'h5py', 'lightning', 'xarray'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> ProblemSpec:
+    """A data set that is not in the table; what a test adds is taken out again."""
+    monkeypatch.setattr(catalog, "PROBLEMS", dict(catalog.PROBLEMS))
+    monkeypatch.setattr(catalog, "_BY_ALIAS", dict(catalog._BY_ALIAS))
+    catalog._load_entry_points.cache_clear()
+    return replace(catalog.get("ACE"), name="Own", aliases=("own.alias",))
+
+
+def test_own_sets_are_found_by_name_and_alias_and_registered_twice_without_harm(own: ProblemSpec) -> None:
+    assert catalog.register(own) is own
+    catalog.register(replace(own))
+    assert catalog.get("Own") is catalog.get("own.alias")
+
+
+def test_a_taken_name_is_refused(own: ProblemSpec) -> None:
+    with pytest.raises(ValueError, match=r"data set 'NS-PwC' is already in the table"):
+        catalog.register(replace(own, name="NS-PwC"))
+    with pytest.raises(ValueError, match=r"already in the table \(ACE: "):
+        catalog.register(replace(own, aliases=catalog.get("ACE").aliases))
+
+
+def test_installed_packages_bring_their_sets(own: ProblemSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        def load(self) -> ProblemSpec:
+            return own
+
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda group: [Entry()] if group == "thalweg.problems" else []
+    )
+    assert catalog.get("own.alias") is own
