@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from thalweg.checkpoints.atomic import write_bytes
 from thalweg.checkpoints.lightning_ckpt import read_content
-from thalweg.checkpoints.tensors import write_atomically
+
+VERSION_KEY = "pytorch-lightning_version"
+"""Entry of every checkpoint that the trainer writes."""
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -35,12 +38,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         # torch reports a full disk as an internal error of its archive writer
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                file.write(buffer.getbuffer())
-
-        write_atomically(Path(path), write)
+        write_bytes(path, buffer.getbuffer())
 
     def load_checkpoint(
         self,
@@ -55,4 +53,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """
         if "://" in str(path):
             return dict(super().load_checkpoint(path, map_location, weights_only=True))
-        return dict(read_content(Path(path)))
+        content = read_content(Path(path))
+        if VERSION_KEY not in content:
+            raise ValueError(
+                f"{path} has weights but was not written by the trainer (it has no {VERSION_KEY!r}), so it"
+                " cannot be resumed; a fit can start from its weights with --model.init_args.pretrained"
+            )
+        return dict(content)

@@ -165,6 +165,7 @@ def _write_folder(
     """Configuration, weights, card and provenance; other networks than scOT are described by their class."""
     from thalweg.apps.results import write_json
     from thalweg.checkpoints import tensors
+    from thalweg.checkpoints.atomic import write_text
     from thalweg.pde.poseidon import ScOT
 
     if isinstance(network, ScOT):
@@ -177,7 +178,7 @@ def _write_folder(
         write_json(tree, folder / "config.json")
     checksums = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     write_json({**provenance, "sha256": checksums}, folder / "provenance.json")
-    tensors.write_text(folder / "README.md", card)
+    write_text(folder / "README.md", card)
 
 
 def _network_tree(checkpoint: LightningCheckpoint) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from thalweg.checkpoints.atomic import write_text
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -82,10 +83,7 @@ class Report:
 
     def write(self, path: Path) -> Path:
         """Write the page atomically and return its path."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".tmp")
-        partial.write_text(self.render(), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, self.render())
         return path
 
 

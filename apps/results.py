@@ -13,17 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from thalweg.checkpoints.atomic import write_text
+
 
 def write_json(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write JSON with readable indentation to a temporary file, then rename it over the old one.
+    """Write JSON with readable indentation; an old file is replaced only by a complete new one.
 
     JSON has no NaN and no infinity; both become null, so that a diverged run still leaves its results.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
     return path
 
 

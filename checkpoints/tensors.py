@@ -5,11 +5,11 @@ Writing is atomic: a temporary file in the same folder replaces the old one only
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from thalweg.checkpoints.atomic import write_atomically, write_text
 
 PICKLED = (".bin", ".pt", ".pth")
 """Suffixes of PyTorch files."""
@@ -138,6 +140,10 @@ def load_pickled(path: Path) -> Any:
         ) from None
     except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError, TypeError) as err:
         raise ValueError(f"{path} cannot be read: {_diagnosis(path, str(err))}") from err
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # a seek to a place that a truncated archive does not have
+            raise
+        raise ValueError(f"{path} cannot be read: {_diagnosis(path, str(err))}") from err
 
 
 def _refused_demand(err: pickle.UnpicklingError) -> str | None:
@@ -146,34 +152,6 @@ def _refused_demand(err: pickle.UnpicklingError) -> str | None:
         if "Unsupported" in line or "Trying to" in line or "not allowed" in line:
             return line.split("WeightsUnpickler error: ")[-1].split(". Please")[0].strip().rstrip(".")
     return None
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(Path(path), write)
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then replace ``path`` by it.
-
-    Whatever goes wrong, disk full and Ctrl-C included, the old file stays and the temporary one is removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        # safetensors makes files that only their owner may read; a shared folder needs the usual mode.
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from thalweg.checkpoints.atomic import replacing
 from thalweg.pde.gains import ScalingCurve, fit_power_law
 
 if TYPE_CHECKING:
@@ -41,10 +42,8 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 130) -> Path:
     """Write a figure as PNG (or what the suffix says), replacing the file only once it is complete."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=dpi, format=path.suffix.lstrip(".") or "png")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=dpi, format=path.suffix.lstrip(".") or "png")
     return path
 
 

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from thalweg.pde.data.space import hdf5_size, reserve, trim
 from thalweg.pde.problem import ProblemSpec
 
 SOURCES = ("prediction", "truth")
@@ -50,7 +51,15 @@ class PredictionFile:
         self.rows = {sample: row for row, sample in enumerate(samples)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.partial = self.path.with_name(f".{self.path.name}.partial")
+        frames = len(SOURCES) * len(samples) * len(times) * len(spec.outputs)
+        size = hdf5_size(4 * frames * grid[0] * grid[1], chunks=frames)
+        try:
+            reserve(self.partial, size)
+        except OSError as error:
+            self.partial.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(self.path)) from error
         self.file = h5netcdf.File(self.partial, "w")
+        reserve(self.partial, size)
         axes = {
             "source": len(SOURCES),
             "sample": len(samples),
@@ -97,8 +106,10 @@ class PredictionFile:
 
     def close(self, *, complete: bool) -> None:
         """Close the file and give it its name if it is complete; else remove it."""
-        self.file.close()
-        if complete:
-            os.replace(self.partial, self.path)
-        else:
+        try:
+            self.file.close()
+            if complete:
+                trim(self.partial)
+                os.replace(self.partial, self.path)
+        finally:
             self.partial.unlink(missing_ok=True)

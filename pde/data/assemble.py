@@ -14,6 +14,7 @@ import numpy as np
 
 from thalweg.pde.data.formats.contents import Contents
 from thalweg.pde.data.formats.netcdf import open_shards
+from thalweg.pde.data.space import hdf5_size, reserve, trim
 from thalweg.pde.data.stored import SPACE, StoredArray
 
 # Bytes held in memory while copying.
@@ -49,6 +50,7 @@ def assemble(
     temporary = out.with_name(f".{out.name}.part")
     try:
         _write(contents, temporary, progress)
+        trim(temporary)
         os.replace(temporary, out)
     except (OSError, RuntimeError) as error:
         # HDF5 reports a full disk as either, with several lines of its own.
@@ -65,7 +67,11 @@ def _write(contents: Contents, path: Path, progress: Callable[[int, int], None])
 
     total = sum(array.shape[0] for array in contents.arrays.values())
     done = 0
+    data = sum(math.prod(array.shape) * array.dtype.itemsize for array in contents.arrays.values())
+    size = hdf5_size(data, chunks=sum(math.prod(array.shape[:2]) for array in contents.arrays.values()))
+    reserve(path, size)
     with h5netcdf.File(path, "w") as file:
+        reserve(path, size)
         file.attrs.update(contents.attributes)
         _write_coordinates(file, contents.times, contents.coordinates)
         for name, array in contents.arrays.items():

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from thalweg.checkpoints import hub, strict, tensors
+from thalweg.checkpoints.atomic import write_text
 from thalweg.checkpoints.keymap import KeyMap
 from thalweg.checkpoints.maps.poseidon import RULES
 from thalweg.pde.poseidon.config import ScOTConfig
@@ -152,7 +153,7 @@ def save_pretrained(model: ScOT, folder: str | os.PathLike[str]) -> None:
     """Write ``config.json`` and ``model.safetensors`` (in shards beyond 5 GB) in the published layout."""
     folder = Path(folder)
     tensors.save_sharded(model.state_dict(), folder)
-    tensors.write_text(folder / "config.json", json.dumps(model.config.to_json(), indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(model.config.to_json(), indent=2) + "\n")
 
 
 def _changed(stored: ScOTConfig, changes: dict[str, Any]) -> ScOTConfig:

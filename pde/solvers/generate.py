@@ -211,9 +211,7 @@ def _is_finished(target: Path, record: Mapping[str, object], *, overwrite: bool)
         raise ValueError(f"{target} exists and was not generated here; move it away or choose another folder")
     changed = differences(json.loads(stored), record)
     if changed and not overwrite:
-        raise ValueError(
-            f"{target} exists with other parameters ({changed}); pass --overwrite to replace it"
-        )
+        raise ValueError(f"{target} exists with other parameters ({changed}); pass --overwrite to replace it")
     return not overwrite
 
 

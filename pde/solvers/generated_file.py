@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import h5py
 import numpy as np
 
 from thalweg.pde.data.catalog import PROBLEMS
+from thalweg.pde.data.space import hdf5_size, reserve, trim
 from thalweg.pde.problem import Channel, ProblemSpec, Variable
 
 
@@ -107,13 +109,14 @@ def write_dataset(
 
     with _replacing(path) as temporary:
         if spec.layout == "helmholtz":
-            _write_groups(temporary, spec, observed())
+            _write_groups(temporary, spec, shapes, observed())
         else:
             _write_netcdf(temporary, spec, shapes, observed(), times)
         constants = json.dumps(_constants(rows, statistics))
         # h5netcdf would store numbers as arrays of length one.
         with h5py.File(temporary, "r+") as file:
             file.attrs.update({**attributes, "constants": constants})
+        trim(temporary)
 
 
 def _constants(rows: list[ProblemSpec], statistics: ChannelStatistics) -> dict[str, dict[str, list[float]]]:
@@ -136,7 +139,10 @@ def _write_netcdf(
     times: tuple[float, ...],
 ) -> None:
     """NetCDF4 with the dimensions of the catalog row and a coordinate ``time``."""
+    size = _size(shapes, 4)
+    reserve(path, size)
     with h5netcdf.File(path, "w") as file:
+        reserve(path, size)
         for variable in spec.variables:
             for dim, length in zip(variable.dims, shapes[variable.name]):
                 if dim not in file.dimensions:
@@ -155,9 +161,23 @@ def _write_netcdf(
                 file.variables[name][number] = field
 
 
-def _write_groups(path: Path, spec: ProblemSpec, samples: Iterable[Mapping[str, np.ndarray]]) -> None:
+def _size(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> int:
+    """Bytes of a file, with a chunk per snapshot or a group per sample."""
+    data = itemsize * sum(math.prod(shape) for shape in shapes.values())
+    return hdf5_size(data, chunks=sum(4 * math.prod(shape[:2]) for shape in shapes.values()))
+
+
+def _write_groups(
+    path: Path,
+    spec: ProblemSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    samples: Iterable[Mapping[str, np.ndarray]],
+) -> None:
     """HDF5 with one group of float64 arrays per sample, as Helmholtz is published."""
+    size = _size(shapes, 8)
+    reserve(path, size)
     with h5py.File(path, "w") as file:
+        reserve(path, size)
         for number, sample in enumerate(samples):
             group = file.create_group(f"Sample_{number}")
             for variable in spec.variables:

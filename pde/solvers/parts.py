@@ -8,7 +8,6 @@ flushed file: whatever is there after a crash is whole, and a rerun computes onl
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,24 +17,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from thalweg.checkpoints.atomic import write_bytes, write_text
+
 _NAME = re.compile(r"(\d+)-(\d+)\.safetensors")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either complete or absent, also after a crash.
-
-    Raises:
-        OSError: If the disk is full; nothing is left behind then.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Parts:
@@ -62,7 +46,7 @@ class Parts:
                     "or pass --overwrite to start again"
                 )
         else:
-            write_atomically(record, json.dumps(manifest, indent=1).encode())
+            write_text(record, json.dumps(manifest, indent=1))
         for leftover in self.folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
 
@@ -114,8 +98,12 @@ class Parts:
 
 
 def write_part(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write one piece; see :func:`write_atomically`."""
-    write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    """Write one piece, complete or not at all.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:

@@ -15,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thalweg.checkpoints.tensors import load, read_metadata, save, save_sharded, write_text
+from thalweg.checkpoints.atomic import write_text
+from thalweg.checkpoints.tensors import load, read_metadata, save, save_sharded
 
 STATE = {
     "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
