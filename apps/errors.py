@@ -16,7 +16,8 @@ NOISE = re.compile(
     r"problem with given class_path|parser key \"(model|data|network)\":$)",
     flags=re.IGNORECASE,
 )
-BAD_KEY = re.compile(r"(?:[Oo]ption '([\w.]+)'|unrecognized arguments?: --([\w.+]+)|[Kk]ey '([\w.]+)')")
+BAD_KEY = re.compile(r"(?:[Oo]ption '([\w.]+)'|unrecognized arguments?: --([\w.+-]+)|[Kk]ey '([\w.]+)')")
+NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 TRAINER_OPTIONS = ("model", "data", "trainer", "config", "app", "resume", "ckpt_path", "seed_everything")
 """Options of ``fit`` and its kin."""
 CLASS_PATH = re.compile(r"class_path '([\w.]+)'")
@@ -29,8 +30,25 @@ def as_exit(error: BaseException) -> SystemExit:
     """
     if os.environ.get("THALWEG_DEBUG"):
         raise error
-    text = str(error).strip() or type(error).__name__
-    return SystemExit(f"error: {text}")
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return SystemExit(f"error: {one_line(text) or type(error).__name__}")
+
+
+def one_line(message: str) -> str:
+    """A message without what foreign code wraps around the cause."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if lines and lines[0].startswith("Error(s) in loading state_dict"):
+        details = lines[1:]
+        first = details[0].removesuffix(".") if details else "unknown reason"
+        return (
+            f"the checkpoint does not fit the configured network ({len(details)} differences, the first:"
+            f" {first}); use the configuration it was trained with, or give it as model.init_args.pretrained"
+        )
+    if "Does not validate against" in message or "Given value type:" in message:
+        return explain(message)
+    return message.strip()
 
 
 def near(word: str, known: Iterable[str]) -> str:
@@ -47,15 +65,27 @@ def explain(message: str, options: Iterable[str] = TRAINER_OPTIONS) -> str:
         options: Option names of the command, where the message names no class that has the key.
     """
     lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not NOISE.match(line)]
-    text = "; ".join(dict.fromkeys(lines)) or message.strip()
+    text = "; ".join(dict.fromkeys(lines)).replace('":; ', '": ') or message.strip()
     classes = CLASS_PATH.findall(message)
     if classes:
         text = f"{classes[-1]}: {text}"
     if match := BAD_KEY.search(message):
         key = next(group for group in match.groups() if group)
-        if hint := near(key.rsplit(".", 1)[-1], accepted_options(classes, key, options)):
+        accepted = list(accepted_options(classes, key, options))
+        words = (key.rsplit(".", 1)[-1], key.split(".", 1)[0].removeprefix("no-").removeprefix("no_"))
+        if hint := next(filter(None, (near(word, accepted) for word in words)), ""):
             text = f"{text.rstrip(chr(46))}.{hint}"
+    elif match := NO_ATTRIBUTE.search(message):
+        text += f".{near(match[2], names_in(match[1]))}"
     return text
+
+
+def names_in(module: str) -> list[str]:
+    """Public names of a module that can be imported, else none."""
+    try:
+        return [name for name in dir(importlib.import_module(module)) if not name.startswith("_")]
+    except ImportError:
+        return []
 
 
 def accepted_options(classes: list[str], key: str, options: Iterable[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ class EmbedConfig(SaveConfigCallback):
 class ThalwegCLI(LightningCLI):
     """LightningCLI over any module and data module given by ``class_path``."""
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint to the trainer.
+
+        Lightning reads it here as well, to let hyper-parameters stored in it overrule config files and flags.
+        """
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The configured trainer; its checkpoint files are written atomically."""
         trainer = super().instantiate_trainer(**kwargs)
@@ -44,10 +51,21 @@ class ThalwegCLI(LightningCLI):
         """
         try:
             super()._run_subcommand(subcommand)
+            if self.trainer.log_dir is not None and self.trainer.is_global_zero and subcommand == "fit":
+                print(f"written to {self.trainer.log_dir}")
         except SystemExit as stop:
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
             raise KeyboardInterrupt(how_to_resume(subcommand, self.trainer)) from None
+
+
+def quiet_advertisements() -> None:
+    """Keep Lightning from recommending products, and from telling that it loads what it is given."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(("💡", "Loading `train_dataloader`", "TPU available"))
+
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_news)
 
 
 def how_to_resume(command: str, trainer: L.Trainer) -> str:
@@ -60,6 +78,7 @@ def how_to_resume(command: str, trainer: L.Trainer) -> str:
 
 def launch() -> None:
     """Parse ``sys.argv`` and run the trainer command in it."""
+    quiet_advertisements()
     quiet = {"exit_on_error": False}
     ThalwegCLI(
         L.LightningModule,

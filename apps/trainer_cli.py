@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.apps import registry
-from thalweg.apps.errors import as_exit, explain
+from thalweg.apps.errors import as_exit, explain, near
 
 COMMANDS = ("fit", "validate", "test", "predict")
 RUNS = "runs"
@@ -51,9 +51,17 @@ def run(command: str, argv: list[str]) -> None:
             quiet_known_warnings()
             launch()
     except ArgumentError as error:
-        raise as_exit(ValueError(explain(str(error)))) from None
+        text = explain(str(error))
+        if f"required: {command}." in text:
+            text = f"nothing to {command}: give --app NAME or --config FILE (see thalweg {command} --help)"
+        raise as_exit(ValueError(text)) from None
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise as_exit(error) from None
+    except KeyError as error:
+        if "checkpoint contains only the model" not in str(error):
+            raise
+        reason = "it holds weights only; a fit can start from them with --model.init_args.pretrained"
+        raise as_exit(ValueError(f"the checkpoint cannot be resumed: {reason}")) from None
 
 
 def expand(command: str, argv: list[str]) -> list[str]:
@@ -91,13 +99,36 @@ def find_config(name: str) -> Path:
     """
     path = Path(name)
     if path.is_file():
+        check_yaml(path)
         return path
     root = shipped_configs()
     candidate = root / name.removeprefix("configs/")
     if candidate.is_file():
         return candidate
     known = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.yaml"))
-    raise ValueError(f"no configuration file {name!r}; shipped ones: {', '.join(known)}")
+    hint = near(name.removeprefix("configs/"), known)
+    raise ValueError(f"no configuration file {name!r}.{hint} Shipped ones: {', '.join(known)}")
+
+
+def check_yaml(path: Path) -> None:
+    """Refuse a file that is no YAML, by its name; the parser's own message has none.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no YAML file: it is not text") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where else ""
+        raise ValueError(f"{path} is no valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict | None):
+        kind = type(content).__name__
+        raise ValueError(f"{path} holds a {kind}, not sections such as model, data and trainer")
 
 
 def shipped_configs() -> Path:
@@ -145,7 +176,7 @@ def quiet_known_warnings() -> None:
 def trainer_defaults() -> dict[str, Any]:
     """Defaults under every config: runs go to ``runs/`` and are logged as CSV, never into a source folder."""
     logger = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "class_path": "thalweg.apps.loggers.CSVLogger",
         "init_args": {"save_dir": RUNS, "name": "run"},
     }
     return {"default_root_dir": RUNS, "logger": logger}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from thalweg.apps.callbacks import EMA, SafeStop
 from thalweg.apps.checkpoint_io import SafeCheckpointIO
+from thalweg.apps.loggers import CSVLogger
 from thalweg.checkpoints import lightning_ckpt
 from thalweg.core_optim.config import OptimConfig, ScheduleConfig
 from thalweg.pde.poseidon.module import PoseidonModule
@@ -204,6 +205,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(folder: Path, tm
     assert sorted(path.name for path in tmp_path.glob("*") if path.is_file()) == sorted(
         path.name for path in tmp_path.glob("*.ckpt")
     )
+
+
+def test_metrics_of_a_continued_run_are_kept(tmp_path: Path) -> None:
+    for value in (1.0, 2.0, 3.0):
+        logger = CSVLogger(str(tmp_path), version="v")
+        logger.log_metrics({"a": value}, step=1)
+        logger.save()
+    files = {path.name: path.read_text().split() for path in (tmp_path / "run" / "v").iterdir()}
+    assert files == {
+        "metrics_1.csv": ["a,step", "1.0,1"],
+        "metrics_2.csv": ["a,step", "2.0,1"],
+        "metrics.csv": ["a,step", "3.0,1"],
+    }
 
 
 def test_averages_need_a_decay_below_one() -> None:

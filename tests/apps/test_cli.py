@@ -52,7 +52,7 @@ def test_mistyped_commands_name_the_near_match() -> None:
     assert "unknown command 'fti'. Did you mean fit?" in fails(["fti"])
     assert "Did you mean generate?" in fails(["data", "genrate"])
     assert "Did you mean poseidon?" in fails(["fit", "--app", "posedon"])
-    assert "shipped ones: " in fails(["fit", "--config", "nowhere.yaml"])
+    assert "Shipped ones: " in fails(["fit", "--config", "nowhere.yaml"])
 
 
 @pytest.mark.parametrize(

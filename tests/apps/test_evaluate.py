@@ -1,6 +1,5 @@
 """``thalweg evaluate`` on checkpoints of a real ``thalweg fit``."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import xarray
 import yaml
-from poseidon_runs import QUIET, scot, write_data
+from poseidon_runs import QUIET, fit_config, write_data
 
 from thalweg.apps.cli import main
 from thalweg.pde.data.normalize import normalizer_for
@@ -17,53 +16,6 @@ from thalweg.pde.data.trajectories import open_problem
 from thalweg.pde.evaluation import Evaluator, plan
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
-
-
-def config(data: Path, runs: Path) -> dict[str, Any]:
-    """A run of a few seconds with averaged weights."""
-    fields = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(scot().config).items()
-    }
-    callbacks = "lightning.pytorch.callbacks."
-    return {
-        "seed_everything": 1,
-        "model": {
-            "class_path": "thalweg.pde.poseidon.module.PoseidonModule",
-            "init_args": {
-                "network": {
-                    "class_path": "thalweg.pde.poseidon.ScOT",
-                    "init_args": {"config": fields},
-                },
-                "optim": {"lr": 1e-2},
-            },
-        },
-        "data": {
-            "class_path": "thalweg.pde.data.datamodule.PDEDataModule",
-            "init_args": {
-                "datasets": ["CE-RP"],
-                "data_dir": str(data),
-                "num_trajectories": 4,
-                "batch_size": 4,
-                "max_num_time_steps": 4,
-            },
-        },
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_steps": 6,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.CSVLogger",
-                "init_args": {"save_dir": str(runs), "name": "run", "version": "one"},
-            },
-            "callbacks": [
-                {"class_path": callbacks + "ModelCheckpoint", "init_args": {"save_last": True}},
-                {"class_path": callbacks + "EMAWeightAveraging", "init_args": {"decay": 0.5}},
-            ],
-        },
-    }
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "fit.yaml").write_text(yaml.safe_dump(config(data, folder)))
+    (folder / "fit.yaml").write_text(yaml.safe_dump(fit_config(data, folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["thalweg"])
         main(["fit", "--config", str(folder / "fit.yaml")])

@@ -1,5 +1,6 @@
 """Tiny training runs of Poseidon: a few kilobytes of data, 20 thousand parameters, a quiet trainer."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,52 @@ def trainer(folder: Path, **options: Any) -> L.Trainer:
         "default_root_dir": folder,
     }
     return L.Trainer(**{**quiet, **options})
+
+
+def fit_config(data: Path, runs: Path) -> dict[str, Any]:
+    """A run of a few seconds with averaged weights."""
+    fields = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(scot().config).items()
+    }
+    return {
+        "seed_everything": 1,
+        "model": {
+            "class_path": "thalweg.pde.poseidon.module.PoseidonModule",
+            "init_args": {
+                "network": {
+                    "class_path": "thalweg.pde.poseidon.ScOT",
+                    "init_args": {"config": fields},
+                },
+                "optim": {"lr": 1e-2},
+            },
+        },
+        "data": {
+            "class_path": "thalweg.pde.data.datamodule.PDEDataModule",
+            "init_args": {
+                "datasets": ["CE-RP"],
+                "data_dir": str(data),
+                "num_trajectories": 4,
+                "batch_size": 4,
+                "max_num_time_steps": 4,
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 6,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": {
+                "class_path": "thalweg.apps.loggers.CSVLogger",
+                "init_args": {"save_dir": str(runs), "name": "run", "version": "one"},
+            },
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"save_last": True},
+                },
+                {"class_path": "thalweg.apps.callbacks.EMA", "init_args": {"decay": 0.5}},
+            ],
+        },
+    }
