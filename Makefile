@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,7 +33,15 @@ lint: $(BIN)/thalweg  ## ruff, import layers, types
 test: lint  ## lint, then the default tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+$(BIN)/mkdocs: $(BIN)/thalweg
+	$(BIN)/pip install -q -e '.[docs]'
+	touch $@
+
+docs: $(BIN)/mkdocs  ## build the documentation: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(BIN)/thalweg  ## print every figure quoted in the documentation
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/poseidon_agreement.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/poseidon_model.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pde_loader.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pde_solvers.py
