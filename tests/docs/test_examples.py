@@ -1,0 +1,69 @@
+"""The scripts in examples/ run, on small data, and their promises hold."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from pages import ROOT
+
+from thalweg.pde.data import catalog
+from thalweg.pde.data.synthetic import write_synthetic
+from thalweg.pde.poseidon import ScOT
+from thalweg.pde.solvers.generate import generate
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*number of training batches")
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_script_has_a_test() -> None:
+    tested = set(re.findall(r"script\(\"(\w+)\"\)", Path(__file__).read_text()))
+    assert tested == {path.stem for path in (ROOT / "examples").glob("*.py")}
+
+
+def test_energy_does_not_grow_and_divergence_vanishes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = generate("NS-Sines", tmp_path, 3, resolution=32, progress=False)
+    script("look_at_data").main([str(file)])
+    rows = re.findall(r"energy (\S+), div/curl (\S+)", capsys.readouterr().out)
+    energy, ratio = ([float(value) for value in column] for column in zip(*rows, strict=True))
+    assert energy == sorted(energy, reverse=True)
+    assert max(ratio) < 1e-5
+
+
+def test_rollout_is_scored_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heat = script("finetune_own_netcdf")
+    network = heat.untrained_folder(tmp_path / "network", resolution=16)
+    file = write_synthetic("NS-Sines", tmp_path, samples=4, resolution=16)
+    picture = tmp_path / "rollout.png"
+    words = ["--network", str(network), "--data", str(file), "--steps", "7", "--out", str(picture)]
+    script("rollout").main(words)
+    out = capsys.readouterr().out
+    assert re.findall(r"t = (\S+):", out) == ["0.10", "0.20", "0.30", "0.40", "0.50", "0.60", "0.70"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        script("rollout").main([*words, "--steps", "3"])
+    assert "does not divide the horizon of 14" in capsys.readouterr().err
+
+
+def test_own_netcdf_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(catalog, "PROBLEMS", dict(catalog.PROBLEMS))
+    heat = script("finetune_own_netcdf")
+    words = ["--out", str(tmp_path), "--samples", "12", "--resolution", "16", "--epochs", "8"]
+    heat.main(words)
+    error = float(re.search(r"at the last snapshot: (\S+) %", capsys.readouterr().out)[1])
+    assert error < 95  # a prediction of the mean scores 100
+    assert ScOT.from_pretrained(tmp_path / "finetuned").config.num_channels == 1
