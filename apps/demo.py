@@ -8,35 +8,46 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
 DOWNSTREAM = "NS-PwC"
 PRETRAINING = ("NS-Sines", "NS-Gauss")
 MODELS = ("finetuned", "scratch", "fno")
+PARTS = ("steps", "data", "fits", "pretrained", "results", "gains")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: jsonargparse reads the default from __dict__
 class Plan:
     """Sizes of the demo."""
 
-    resolution: int = 64
+    resolution: int = 32
     """Grid points per side."""
-    pretraining: int = 96
+    pretraining: int = 280
     """Trajectories in each of the two pretraining sets."""
-    downstream: int = 56
+    downstream: int = 96
     """Trajectories in the downstream set, of which ``test`` are held out and ``val`` steer nothing."""
     val: int = 4
     """Validation trajectories of each set."""
-    test: int = 20
-    """Test trajectories of the downstream set."""
-    trajectories: tuple[int, ...] = (2, 8, 32)
+    test: int = 24
+    """Test trajectories of each set."""
+    final_time: int = 6
+    """Snapshot to predict from the first, t = 0.3."""
+    trajectories: tuple[int, ...] = (4, 16, 64)
     """Downstream trajectories to learn from: one point of the scaling curve each."""
+    pretraining_steps: int = 2400
+    """Optimizer steps of the pretraining."""
+    steps: int = 300
+    """Optimizer steps of every other training."""
+
+
+_PLAN = Plan()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,140 +60,180 @@ class Step:
     """Arguments of ``thalweg``."""
     done: Path
     """File that exists once the step has finished; a finished step is not run again."""
-    threads: int = 1
-    """Threads of the process."""
+    needs: tuple[str, ...] = ()
+    """Names of the steps that must have finished before."""
 
 
-def demo(out: str = "runs/demo", fresh: bool = False) -> None:
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A step at work."""
+
+    step: Step
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    start: float
+
+
+def demo(out: str = "runs/demo", fresh: bool = False, plan: Plan = _PLAN) -> None:
     """Generate data, pretrain, fine-tune, train baselines, evaluate and write a report.
 
     A stopped demo continues where it was. Pictures, numbers and commands end up in OUT/report.html.
 
     Args:
         out: Folder for data, runs, results and the report.
-        fresh: Start again: forget the finished steps of an earlier demo in this folder.
+        fresh: Start again: remove what an earlier demo in this folder has made.
+        plan: Sizes.
 
     Raises:
-        ValueError: If a step fails; the message names its log file.
+        ValueError: If a step fails; the message names its log file. If the folder holds other sizes.
     """
     from thalweg.apps.demo_report import write_report
 
     start = time.perf_counter()
-    folder, plan = Path(out), Plan()
+    folder = Path(out)
     marks = folder / "steps"
-    marks.mkdir(parents=True, exist_ok=True)
     if fresh:
-        for mark in marks.glob("*.json"):
-            mark.unlink()
+        for part in PARTS:
+            shutil.rmtree(folder / part, ignore_errors=True)
+    marks.mkdir(parents=True, exist_ok=True)
+    keep_plan(plan, marks / "plan.json")
     steps = plan_steps(folder, plan)
-    cores = max(2, min(4, os.cpu_count() or 2))
-    for stage in steps:
-        run_stage(stage, marks, cores)
-    report = write_report(folder, plan, [step for stage in steps for step in stage])
+    run_steps(steps, marks, cores=max(2, min(4, os.cpu_count() or 2)))
+    report = write_report(folder, plan, steps)
     print(f"done in {(time.perf_counter() - start) / 60:.1f} min: {report}")
 
 
-def plan_steps(folder: Path, plan: Plan) -> list[list[Step]]:
-    """The stages of the demo; steps within a stage are independent."""
-    data, marks = folder / "data", folder / "steps"
+def keep_plan(plan: Plan, path: Path) -> None:
+    """Note the sizes, or see that they are those noted before.
 
-    def step(name: str, *argv: str, threads: int = 1) -> Step:
-        return Step(name=name, argv=argv, done=marks / f"{name}.json", threads=threads)
-
-    def generate(name: str, samples: int, test: int) -> Step:
-        sizes = (f"--samples={samples}", f"--num_val={plan.val}", f"--num_test={test}")
-        return step(
-            f"generate_{name}",
-            *("data", "generate", name, f"--out={data}", f"--resolution={plan.resolution}", *sizes),
+    Raises:
+        ValueError: If they are not.
+    """
+    sizes = json.loads(json.dumps(asdict(plan)))
+    if not path.is_file():
+        path.write_text(json.dumps(sizes))
+    earlier = json.loads(path.read_text())
+    if earlier != sizes:
+        changed = ", ".join(
+            f"{k}={earlier.get(k)} (now {v})" for k, v in sizes.items() if earlier.get(k) != v
+        )
+        raise ValueError(
+            f"{path.parent.parent} holds a demo with {changed}; add --fresh or choose another --out"
         )
 
-    def fit(name: str, config: str, *flags: str, threads: int = 1) -> Step:
-        logger = "--trainer.logger.init_args"
-        where = (f"{logger}.save_dir={folder / 'fits'}", f"{logger}.name={name}", f"{logger}.version=run")
-        flags = (f"--data.init_args.data_dir={data}", *where, *flags)
-        return step(f"fit_{name}", "fit", "--config", config, *flags, threads=threads)
 
-    def evaluate(model: str, count: int) -> Step:
-        run = folder / "fits" / f"{model}_{count}" / "run" / "checkpoints" / "last.ckpt"
-        where = (f"--path={data}", f"--out={folder / 'results' / model / str(count)}")
-        return step(
-            f"evaluate_{model}_{count}", "evaluate", f"--ckpt={run}", f"--dataset={DOWNSTREAM}", *where
-        )
-
+def plan_steps(folder: Path, plan: Plan) -> list[Step]:
+    """The steps of the demo, the longest chain first."""
+    steps = [
+        generate_step(folder, plan, name, plan.downstream if name == DOWNSTREAM else plan.pretraining)
+        for name in (*PRETRAINING, DOWNSTREAM)
+    ]
+    pretraining = fit_step(folder, "pretrained", "demo/pretrain.yaml", plan.pretraining_steps)
     pretrained = folder / "pretrained"
-    small = [generate(name, plan.pretraining, plan.val) for name in PRETRAINING]
-    export = step(
-        "export_pretrained",
-        *("export", f"--ckpt={folder / 'fits/pretrained/run/checkpoints/last.ckpt'}", f"--to={pretrained}"),
-    )
-    fits, scores = [], []
+    weights = folder / "fits/pretrained/run/checkpoints/last.ckpt"
+    argv = ("export", f"--ckpt={weights}", f"--to={pretrained}", "--overwrite")
+    export = step_of(folder, "export_pretrained", *argv)
+    steps += [
+        replace(pretraining, needs=tuple(f"generate_{name}" for name in PRETRAINING)),
+        replace(export, needs=(pretraining.name,)),
+    ]
     for count in reversed(plan.trajectories):
         for model in MODELS:
-            name = f"{model}_{count}"
             flags = [f"--data.init_args.num_trajectories={count}"]
+            needs = [f"generate_{DOWNSTREAM}"]
             if model == "finetuned":
                 flags.append(f"--model.init_args.pretrained={pretrained}")
-            fits.append(fit(name, f"demo/{model}.yaml", *flags))
-            scores.append(evaluate(model, count))
+                needs.append(export.name)
+            fit = fit_step(folder, f"{model}_{count}", f"demo/{model}.yaml", plan.steps, *flags)
+            steps += [replace(fit, needs=tuple(needs)), evaluation_step(folder, plan, model, count)]
     curves = [f"--curve.{model}={folder / 'results' / model}" for model in MODELS]
-    return [
-        [*small, generate(DOWNSTREAM, plan.downstream, plan.test)],
-        [fit("pretrained", "demo/pretrain.yaml", threads=2)],
-        [export],
-        fits,
-        scores,
-        [step("gains", "gains", *curves, "--reference=fno", f"--out={folder / 'gains'}")],
-    ]
+    gains = step_of(folder, "gains", "gains", *curves, "--reference=fno", f"--out={folder / 'gains'}")
+    scores = tuple(step.name for step in steps if step.argv[0] == "evaluate")
+    return [*steps, replace(gains, needs=scores)]
 
 
-def run_stage(stage: Sequence[Step], marks: Path, cores: int) -> None:
-    """Run the unfinished steps of a stage, as many at a time as the cores carry."""
-    waiting = [step for step in stage if not step.done.is_file()]
-    running: list[tuple[Step, subprocess.Popen[bytes], IO[bytes], float]] = []
+def step_of(folder: Path, name: str, *argv: str) -> Step:
+    """A step that needs no other."""
+    return Step(name=name, argv=argv, done=folder / "steps" / f"{name}.json")
+
+
+def generate_step(folder: Path, plan: Plan, name: str, samples: int) -> Step:
+    """Generate a data set."""
+    sizes = (f"--samples={samples}", f"--num_val={plan.val}", f"--num_test={plan.test}")
+    where = (f"--out={folder / 'data'}", f"--resolution={plan.resolution}")
+    return step_of(folder, f"generate_{name}", "data", "generate", name, *where, *sizes)
+
+
+def fit_step(folder: Path, name: str, config: str, steps: int, *flags: str) -> Step:
+    """Train a network."""
+    logger = "--trainer.logger.init_args"
+    where = (f"{logger}.save_dir={folder / 'fits'}", f"{logger}.name={name}", f"{logger}.version=run")
+    size = (f"--data.init_args.data_dir={folder / 'data'}", f"--trainer.max_steps={steps}")
+    return step_of(folder, f"fit_{name}", "fit", "--config", config, *size, *where, *flags)
+
+
+def evaluation_step(folder: Path, plan: Plan, model: str, count: int) -> Step:
+    """Score a network on the downstream test set."""
+    run = folder / "fits" / f"{model}_{count}" / "run" / "checkpoints" / "last.ckpt"
+    where = (f"--path={folder / 'data'}", f"--out={folder / 'results' / model / str(count)}")
+    step = step_of(
+        folder,
+        f"evaluate_{model}_{count}",
+        *("evaluate", f"--ckpt={run}", f"--dataset={DOWNSTREAM}", f"--final_time={plan.final_time}", *where),
+    )
+    return replace(step, needs=(f"fit_{model}_{count}",))
+
+
+def run_steps(steps: Sequence[Step], marks: Path, cores: int) -> None:
+    """Run the unfinished steps, one per core at a time, each as soon as what it needs has finished."""
+    finished = {step.name for step in steps if step.done.is_file()}
+    waiting = [step for step in steps if step.name not in finished]
+    running: list[Running] = []
     try:
         while waiting or running:
-            busy = sum(step.threads for step, *_ in running)
-            if waiting and (not running or busy + waiting[0].threads <= cores):
-                running.append(start_step(waiting.pop(0), marks))
+            ready = next((step for step in waiting if finished.issuperset(step.needs)), None)
+            if ready is not None and len(running) < cores:
+                waiting.remove(ready)
+                running.append(start_step(ready, marks))
                 continue
-            time.sleep(0.2)
-            for entry in list(running):
-                if entry[1].poll() is not None:
-                    running.remove(entry)
-                    finish_step(*entry, marks)
+            assert running, f"steps wait for what nothing makes: {[step.name for step in waiting]}"
+            time.sleep(0.1)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                finish_step(job, marks)
+                finished.add(job.step.name)
     finally:
-        for _, process, log, _ in running:
-            process.terminate()
-            process.wait()
-            log.close()
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
+            job.log.close()
 
 
-def start_step(step: Step, marks: Path) -> tuple[Step, subprocess.Popen[bytes], IO[bytes], float]:
+def start_step(step: Step, marks: Path) -> Running:
     """Start the command of a step, its output going to a log file."""
     command = [sys.executable, "-m", "thalweg.apps", *resumed(step)]
-    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(step.threads)}
+    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     log = (marks / f"{step.name}.log").open("wb")
     print(f"$ thalweg {' '.join(step.argv)}", flush=True)
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
-    return step, process, log, time.perf_counter()
+    return Running(step, process, log, time.perf_counter())
 
 
-def finish_step(
-    step: Step, process: subprocess.Popen[bytes], log: IO[bytes], start: float, marks: Path
-) -> None:
+def finish_step(job: Running, marks: Path) -> None:
     """Mark a finished step.
 
     Raises:
         ValueError: If the command failed.
     """
-    log.close()
-    path = marks / f"{step.name}.log"
-    if process.returncode != 0:
+    job.log.close()
+    path = marks / f"{job.step.name}.log"
+    if job.process.returncode != 0:
         tail = "\n".join(path.read_text(errors="replace").strip().splitlines()[-4:])
-        raise ValueError(f"{step.name} failed, see {path}:\n{tail}")
-    seconds = time.perf_counter() - start
-    step.done.write_text(json.dumps({"seconds": round(seconds, 1), "argv": step.argv}))
-    print(f"  {step.name}: {seconds:.0f} s", flush=True)
+        raise ValueError(f"{job.step.name} failed, see {path}:\n{tail}")
+    seconds = time.perf_counter() - job.start
+    job.step.done.write_text(json.dumps({"seconds": round(seconds, 1), "argv": job.step.argv}))
+    print(f"  {job.step.name}: {seconds:.0f} s", flush=True)
 
 
 def resumed(step: Step) -> tuple[str, ...]:

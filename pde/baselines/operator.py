@@ -25,8 +25,21 @@ class OperatorConfig:
     """Give the network the lead time; False for steady problems without one."""
     p: int = 1
     """Exponent of the loss: 1 for mean absolute, 2 for mean squared error."""
+    learn_residual: bool = False
+    """Add the input to the output of a network with lead times, so that it learns what changes."""
     channel_slice_list_normalized_loss: tuple[int, ...] | None = None
     """Boundaries of channel groups with a relative loss each, e.g. (0, 1, 3, 4); None for the plain loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse a residual between fields that do not match.
+
+        Raises:
+            ValueError: If there are more outputs than inputs to add.
+        """
+        if self.learn_residual and self.use_conditioning and self.num_out_channels > self.num_channels:
+            raise ValueError(
+                f"learn_residual adds {self.num_channels} input to {self.num_out_channels} output channels"
+            )
 
 
 class BaselineOperator(nn.Module):
@@ -75,7 +88,10 @@ class BaselineOperator(nn.Module):
         if config.use_conditioning and (time is None or time.numel() != len(pixel_values)):
             raise ValueError(f"{type(self).__name__} needs one lead time per sample")
         time = pixel_values.new_zeros(len(pixel_values)) if time is None else time.reshape(-1)
-        output = apply_mask(self.predict(pixel_values, time), labels, pixel_mask)
+        output = self.predict(pixel_values, time)
+        if config.learn_residual and config.use_conditioning:
+            output = output + pixel_values[:, : output.shape[1]]
+        output = apply_mask(output, labels, pixel_mask)
         loss = None
         if labels is not None:
             loss = operator_loss(output, labels, config.channel_slice_list_normalized_loss, config.p)

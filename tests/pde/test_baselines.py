@@ -53,6 +53,20 @@ def test_masked_channels_equal_the_labels_and_carry_no_gradient(kind: str) -> No
 
 
 @KINDS
+def test_a_residual_network_adds_its_input(kind: str) -> None:
+    plain, residual = build(kind).eval(), build(kind, learn_residual=True).eval()
+    residual.load_state_dict(plain.state_dict())
+    x, time = torch.randn(2, 5, 16, 16), torch.tensor([0.1, 0.7])
+    assert torch.equal(residual(x, time).output, plain(x, time).output + x[:, :4])
+
+
+@KINDS
+def test_a_residual_needs_an_input_for_every_output(kind: str) -> None:
+    with pytest.raises(ValueError, match="adds 2 input to 4 output"):
+        build(kind, num_channels=2, learn_residual=True)
+
+
+@KINDS
 def test_samples_see_their_own_lead_time_only(kind: str) -> None:
     network = double(build(kind))
     x = torch.randn(1, 5, 16, 16).double().expand(3, -1, -1, -1)
