@@ -62,8 +62,8 @@ def test_own_netcdf_is_learned(
 ) -> None:
     monkeypatch.setattr(catalog, "PROBLEMS", dict(catalog.PROBLEMS))
     heat = script("finetune_own_netcdf")
-    words = ["--out", str(tmp_path), "--samples", "12", "--resolution", "16", "--epochs", "8"]
+    words = ["--out", str(tmp_path), "--samples", "20", "--resolution", "16", "--epochs", "6"]
     heat.main(words)
     error = float(re.search(r"at the last snapshot: (\S+) %", capsys.readouterr().out)[1])
-    assert error < 95  # a prediction of the mean scores 100
+    assert error < 85  # a prediction of the mean scores 100
     assert ScOT.from_pretrained(tmp_path / "finetuned").config.num_channels == 1
