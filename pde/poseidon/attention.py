@@ -7,6 +7,7 @@ Normalisation, scale, bias and softmax are computed in float32 at least, also un
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thalweg.pde.poseidon.attend import cosine_attention
+from thalweg.pde.poseidon.fused import linear, slide_back
 from thalweg.pde.poseidon.windows import Windows
 
 MAX_LOGIT_SCALE = math.log(100.0)
+# Logarithm of the largest scale at which tiles may stand for masked windows.
+_MAX_SEPARATED = math.log(75.0)
 _HIDDEN = 512
 
 
@@ -42,33 +46,37 @@ def offsets(window: int, scaled_by: int, device: torch.device) -> Tensor:
 class PositionBias(nn.Sequential):
     """16 sigmoid(MLP(offset)), evaluated once per distinct offset and then spread over all pairs of tokens.
 
-    Without gradients the small table is kept until the parameters, their dtype or device change.
+    Without gradients the result is kept until the parameters, their dtype or device change.
     """
 
     def __init__(self, num_heads: int, window: tuple[int, int], scaled_by: tuple[int, int]) -> None:
         super().__init__(nn.Linear(2, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, num_heads, bias=False))
         self.window = window
         self.scaled_by = scaled_by
-        self._cache = _TableCache()
+        self._cache = _BiasCache()
 
     def forward(self) -> Tensor:
         """Bias (H, N, N), in float32 or the wider dtype of the parameters."""
-        h, w = self.window
-        table = self.table().flip(1, 2)
-        # Entry (i, j) is table[i - j + w - 1] per axis: windows sliding over the flipped table, in reverse.
-        pairs = table.unfold(1, h, 1).unfold(2, w, 1).contiguous().flip(1, 2)
-        return pairs.view(-1, h * w, h * w)
+        return self.of_shapes([self.window])[0]
+
+    def of_shapes(self, shapes: Collection[tuple[int, int]]) -> list[Tensor]:
+        """Biases (H, N, N) of the window or of smaller rectangles of tokens in it."""
+        parameters = self._parameters_in_use()
+        wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if self.training or wants_grad or _is_traced():
+            table = self.table()
+            return [_spread(table, self.window, shape) for shape in shapes]
+        cached = self._cache.get(parameters)
+        if cached is None or any(shape not in cached for shape in shapes):
+            with torch.inference_mode(False), torch.no_grad():
+                table = self.table()
+                found = {shape: _spread(table, self.window, shape) for shape in shapes}
+            cached = self._cache.put(parameters, found)
+        return [cached[shape].detach() for shape in shapes]
 
     def table(self) -> Tensor:
         """Bias per offset, shape (H, 2h-1, 2w-1)."""
-        parameters = (self[0].weight, self[0].bias, self[2].weight)
-        wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if self.training or wants_grad or torch.compiler.is_compiling():
-            return self._table(*parameters)
-        cached = self._cache.get(parameters)
-        return cached if cached is not None else self._cache.put(parameters, self._table(*parameters))
-
-    def _table(self, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor) -> Tensor:
+        weight_in, bias_in, weight_out = self._parameters_in_use()
         device, dtype = weight_in.device, torch.promote_types(weight_in.dtype, torch.float32)
         rows, cols = (offsets(n, s, device).to(dtype) for n, s in zip(self.window, self.scaled_by))
         weight_in, bias_in, weight_out = (p.to(dtype) for p in (weight_in, bias_in, weight_out))
@@ -77,12 +85,15 @@ class PositionBias(nn.Sequential):
         with full_precision(device):
             return 16 * torch.sigmoid(F.linear(F.relu(hidden), weight_out).permute(2, 0, 1))
 
+    def _parameters_in_use(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self[0].weight, self[0].bias, self[2].weight
+
     def clear_cache(self) -> None:
-        """Forget the table."""
-        self._cache = _TableCache()
+        """Forget the biases."""
+        self._cache = _BiasCache()
 
     def train(self, mode: bool = True) -> PositionBias:
-        """Switch mode and forget the table."""
+        """Switch mode and forget the biases."""
         self.clear_cache()
         return super().train(mode)
 
@@ -95,39 +106,55 @@ class PositionBias(nn.Sequential):
         super()._load_from_state_dict(*args)
 
 
-class _TableCache:
-    """One table and the parameters it was computed from. Never copied along with its module."""
+def _spread(table: Tensor, window: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """Bias (H, N, N) between the tokens of a rectangle from a table (H, 2h-1, 2w-1) of offsets."""
+    h, w = shape
+    rows, cols = window[0] - h, window[1] - w
+    # Entry (i, j) is table[i - j + w - 1] per axis: windows sliding back over the flipped table.
+    flipped = table[:, rows : rows + 2 * h - 1, cols : cols + 2 * w - 1].flip(1, 2)
+    pairs = slide_back(slide_back(flipped, 2, w), 2, h)
+    return pairs.reshape(-1, h * w, h * w)
+
+
+class _BiasCache:
+    """Biases by shape and the parameters they were computed from. Never copied along with their module."""
 
     def __init__(self) -> None:
-        self.table: Tensor | None = None
+        self.biases: dict[tuple[int, int], Tensor] | None = None
         self.stamp: tuple[Any, ...] = ()
         self.copies: tuple[Tensor, ...] = ()
 
-    def get(self, parameters: tuple[Tensor, ...]) -> Tensor | None:
-        if self.table is None or self.stamp != _stamp(parameters):
+    def get(self, parameters: tuple[Tensor, ...]) -> dict[tuple[int, int], Tensor] | None:
+        if self.biases is None or self.stamp != _stamp(parameters):
             return None
         # Edits through ``.data`` leave no trace in the stamp; comparing values on CPU costs microseconds.
         if not all(torch.equal(a, b) for a, b in zip(self.copies, parameters)):
             return None
-        return self.table
+        return self.biases
 
-    def put(self, parameters: tuple[Tensor, ...], table: Tensor) -> Tensor:
+    def put(
+        self, parameters: tuple[Tensor, ...], biases: dict[tuple[int, int], Tensor]
+    ) -> dict[tuple[int, int], Tensor]:
         stamp = _stamp(parameters)
         if stamp:
-            self.stamp, self.table = stamp, table
+            self.stamp, self.biases = stamp, biases
             self.copies = tuple(p.detach().clone() for p in parameters if p.device.type == "cpu")
-        return table
+        return biases
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _TableCache:
-        return _TableCache()
+    def __deepcopy__(self, memo: dict[int, Any]) -> _BiasCache:
+        return _BiasCache()
 
-    def __reduce__(self) -> tuple[type[_TableCache], tuple[()]]:
-        return _TableCache, ()
+    def __reduce__(self) -> tuple[type[_BiasCache], tuple[()]]:
+        return _BiasCache, ()
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _stamp(parameters: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """Identity and version of the parameters; empty for tensors that have neither."""
-    if torch._C._are_functorch_transforms_active() or any(p.is_inference() or p.is_meta for p in parameters):
+    if any(p.is_inference() or p.is_meta for p in parameters):
         return ()
     return tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
 
@@ -155,22 +182,46 @@ class CosineAttention(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=qkv_bias)
 
-    def forward(self, x_XND: Tensor) -> Tensor:
-        """Mix the tokens of every window; X = B*M windows, shape kept."""
-        q, k, v = self.query(x_XND), self.key(x_XND), self.value(x_XND)
+    def forward(self, x_XND: Tensor, tiled: bool = False) -> Tensor:
+        """Mix the tokens of every window, or of every tile if they come in that order (X = B); shape kept."""
+        q, k, v = (linear(layer, x_XND) for layer in (self.query, self.key, self.value))
         with full_precision(x_XND.device):
-            out_XND = self._attend(*(self._heads(t) for t in (q, k, v)))
-        return out_XND.to(v.dtype)
+            heads = [self._heads(t) for t in (q, k, v)]
+            out_XNHE = self._attend_tiles(*heads) if tiled else self._attend(*heads)
+        return out_XNHE.flatten(2).to(v.dtype)
+
+    def separates(self) -> bool:
+        """Whether the shift mask surely separates tokens completely, so that tiles may replace windows.
+
+        It lowers logits by 200. No logit differs from another by more than twice the scale and the 16 of the
+        bias, so that masked tokens keep less than e^-34 of the weight as long as scales stay below 75.
+        """
+        return self.logit_scale.detach().amax().item() < _MAX_SEPARATED
 
     def _heads(self, t_XND: Tensor) -> Tensor:
         wide = t_XND.to(torch.promote_types(t_XND.dtype, torch.float32))
         return wide.unflatten(-1, (self.num_heads, -1))
 
+    def _scale(self, dtype: torch.dtype) -> Tensor:
+        return self.logit_scale[..., 0].to(dtype).clamp(max=MAX_LOGIT_SCALE).exp()
+
     def _attend(self, q_XNHE: Tensor, k_XNHE: Tensor, v_XNHE: Tensor) -> Tensor:
         dtype = q_XNHE.dtype
-        scale_H1 = self.logit_scale[..., 0].to(dtype).clamp(max=MAX_LOGIT_SCALE).exp()
         bias_MHNN = self.continuous_position_bias_mlp().to(dtype)[None]
         if self.windows.shifted:
             bias_MHNN = self.windows.shift_mask(bias_MHNN.device, dtype)[:, None] + bias_MHNN
         dropout = self.dropout if self.training else 0.0
-        return cosine_attention(q_XNHE, k_XNHE, v_XNHE, scale_H1, bias_MHNN, dropout).flatten(2)
+        return cosine_attention(q_XNHE, k_XNHE, v_XNHE, self._scale(dtype), bias_MHNN, dropout)
+
+    def _attend_tiles(self, q_BNHE: Tensor, k_BNHE: Tensor, v_BNHE: Tensor) -> Tensor:
+        scale, tiles = self._scale(q_BNHE.dtype), self.windows.tiles
+        dropout = self.dropout if self.training else 0.0
+        sizes = [count * h * w for (h, w), count in tiles.items()]
+        parts = zip(*(t.split(sizes, 1) for t in (q_BNHE, k_BNHE, v_BNHE)))
+        biases = self.continuous_position_bias_mlp.of_shapes(tiles)
+        mixed = []
+        for qkv, bias_HNN in zip(parts, biases):
+            tile = (t.unflatten(1, (-1, bias_HNN.shape[1])).flatten(0, 1) for t in qkv)
+            out = cosine_attention(*tile, scale, bias_HNN.to(scale.dtype)[None], dropout)
+            mixed.append(out.reshape(qkv[0].shape))
+        return torch.cat(mixed, 1)

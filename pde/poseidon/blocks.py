@@ -12,7 +12,13 @@ from torch.nn import functional as F
 
 from thalweg.pde.poseidon.attention import CosineAttention
 from thalweg.pde.poseidon.config import ScOTConfig
-from thalweg.pde.poseidon.fused import gelu_mlp, is_plain_linear
+from thalweg.pde.poseidon.fused import (
+    depthwise_convolution,
+    gelu_mlp,
+    is_plain_linear,
+    linear,
+    runs_eagerly_on_cpu,
+)
 from thalweg.pde.poseidon.layers import ACTIVATIONS, DropPath, make_norm
 from thalweg.pde.poseidon.windows import Windows
 
@@ -27,7 +33,7 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Last dimension from features_in to features_out."""
-        return self.dropout(self.dense(x))
+        return self.dropout(linear(self.dense, x))
 
 
 class WindowAttention(nn.Module):
@@ -51,6 +57,9 @@ class WindowAttention(nn.Module):
 
     def forward(self, x_BRSD: Tensor) -> Tensor:
         """Shape kept."""
+        if self.windows.shifted and runs_eagerly_on_cpu(x_BRSD) and self.self.separates():
+            x_BND = self.windows.split_tiles(x_BRSD)
+            return self.windows.join_tiles(self.output(self.self(x_BND, tiled=True)))
         x_XND = self.windows.split(x_BRSD)
         return self.windows.join(self.output(self.self(x_XND)))
 
@@ -77,8 +86,13 @@ class SwinBlock(nn.Module):
 
     def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
         """Shape kept."""
-        x_BRSD = x_BRSD + self.drop_path(self.layernorm_before(self.attention(x_BRSD), time_B))
-        return x_BRSD + self.drop_path(self.layernorm_after(self._mlp(x_BRSD), time_B))
+        x_BRSD = self._add(x_BRSD, self.layernorm_before, self.attention(x_BRSD), time_B)
+        return self._add(x_BRSD, self.layernorm_after, self._mlp(x_BRSD), time_B)
+
+    def _add(self, x_BRSD: Tensor, norm: nn.Module, branch_BRSD: Tensor, time_B: Tensor) -> Tensor:
+        if self.drop_path.active:
+            return x_BRSD + self.drop_path(norm(branch_BRSD, time_B))
+        return norm(branch_BRSD, time_B, x_BRSD)
 
     def _mlp(self, x_BRSD: Tensor) -> Tensor:
         first, second = self.intermediate.dense, self.output.dense
@@ -102,7 +116,7 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
         """Shape kept."""
-        x = self.dwconv(x_BRSD.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = depthwise_convolution(x_BRSD, self.dwconv)
         x = gelu_mlp(
             self.norm(x, time_B),
             self.pwconv1.weight,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thalweg.pde.poseidon.fused import modulated_norm
+from thalweg.pde.poseidon.fused import linear, modulated_norm
 from thalweg.pde.poseidon.windows import crop
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,11 +35,17 @@ class ConditionalLayerNorm(nn.Module):
         self.weight = nn.Linear(1, width)
         self.bias = nn.Linear(1, width)
 
-    def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
-        """Normalise over the width and modulate, in float32 at least; returned in the parameters' dtype."""
+    def forward(self, x_BRSD: Tensor, time_B: Tensor, residual_BRSD: Tensor | None = None) -> Tensor:
+        """Normalise over the width and modulate, in float32 at least; returned in the parameters' dtype.
+
+        The residual, if given, is added to the result.
+        """
         x = x_BRSD.to(torch.promote_types(x_BRSD.dtype, torch.float32))
         gain, shift = _affine(self.weight, time_B).to(x.dtype), _affine(self.bias, time_B).to(x.dtype)
-        return modulated_norm(x, gain, shift, self.eps).to(self.weight.weight.dtype)
+        if residual_BRSD is not None and residual_BRSD.dtype == x.dtype == self.weight.weight.dtype:
+            return modulated_norm(x, gain, shift, self.eps, residual_BRSD)
+        out = modulated_norm(x, gain, shift, self.eps).to(self.weight.weight.dtype)
+        return out if residual_BRSD is None else residual_BRSD + out
 
 
 def _affine(linear: nn.Linear, time_B: Tensor) -> Tensor:
@@ -50,9 +56,10 @@ def _affine(linear: nn.Linear, time_B: Tensor) -> Tensor:
 class PlainLayerNorm(nn.LayerNorm):
     """Layer norm of a network without conditioning: takes the lead time and ignores it."""
 
-    def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
-        """Normalise over the width."""
-        return super().forward(x_BRSD)
+    def forward(self, x_BRSD: Tensor, time_B: Tensor, residual_BRSD: Tensor | None = None) -> Tensor:
+        """Normalise over the width; the residual, if given, is added to the result."""
+        out = super().forward(x_BRSD)
+        return out if residual_BRSD is None else residual_BRSD + out
 
 
 def make_norm(width: int, *, conditioned: bool, eps: float = 1e-5) -> ConditionalLayerNorm | PlainLayerNorm:
@@ -67,9 +74,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is dropped."""
+        return self.rate > 0.0 and self.training
+
     def forward(self, x: Tensor) -> Tensor:
         """Zero the branch of a sample with the given rate and rescale the others."""
-        if self.rate == 0.0 or not self.training:
+        if not self.active:
             return x
         kept = x.new_empty(x.shape[:1] + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
         return x * kept / (1 - self.rate)
@@ -139,7 +151,7 @@ class PatchMerging(nn.Module):
         """Shape (B, ceil(R/2), ceil(S/2), 2D). The four tokens are joined in column-major order."""
         x = F.pad(x_BRSD, (0, 0, 0, x_BRSD.shape[2] % 2, 0, x_BRSD.shape[1] % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return self.norm(self.reduction(x), time_B)
+        return self.norm(linear(self.reduction, x), time_B)
 
 
 class PatchUnmerging(nn.Module):
@@ -154,9 +166,9 @@ class PatchUnmerging(nn.Module):
 
     def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
         """Shape (B, *grid, D/2)."""
-        x = self.upsample(x_BRSD).unflatten(-1, (2, 2, -1)).permute(0, 1, 3, 2, 4, 5)
+        x = linear(self.upsample, x_BRSD).unflatten(-1, (2, 2, -1)).permute(0, 1, 3, 2, 4, 5)
         x = crop(x.flatten(3, 4).flatten(1, 2), self.grid)
-        return self.mixup(self.norm(x, time_B))
+        return linear(self.mixup, self.norm(x, time_B))
 
 
 class PatchRecovery(nn.Module):

@@ -83,6 +83,61 @@ def test_attention_equals_its_equations(windows: Windows, training: bool) -> Non
         assert torch.allclose(module(x), expected, atol=1e-6)
 
 
+SHIFTED = pytest.mark.parametrize("windows", [w for w in GEOMETRIES if w.shifted], ids=str)
+
+
+@SHIFTED
+def test_tiles_are_the_parts_of_windows_that_the_mask_keeps_apart(windows: Windows) -> None:
+    padded = [n * w for n, w in zip(windows.counts, windows.window)]
+    whole = Windows(grid=tuple(padded), window=windows.window, shift=windows.shift)
+    number = torch.arange(math.prod(padded)).view(1, *padded, 1)
+    sees = torch.zeros(2, number.numel(), number.numel(), dtype=torch.bool)
+    mask = whole.shift_mask(torch.device("cpu"), torch.float32)
+    for tokens, hidden in zip(whole.split(number)[..., 0], mask):
+        sees[0, tokens[:, None], tokens] = hidden == 0
+    in_tiles = whole.split_tiles(number)[0, :, 0]
+    for (h, w), count in whole.tiles.items():
+        for _ in range(count):
+            tokens, in_tiles = in_tiles[: h * w], in_tiles[h * w :]
+            sees[1, tokens[:, None], tokens] = True
+    assert len(in_tiles) == 0
+    assert torch.equal(sees[0], sees[1])
+
+
+@SHIFTED
+def test_tiles_can_be_joined_and_have_gradients(windows: Windows) -> None:
+    x = torch.randn(2, *windows.grid, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(windows.join_tiles(windows.split_tiles(x)), x)
+    weights = torch.randn(windows.split_tiles(x).shape, dtype=torch.float64)
+    (grad,) = torch.autograd.grad((windows.split_tiles(x) * weights).sum(), x)
+    assert torch.equal(grad, windows.join_tiles(weights))
+
+
+@SHIFTED
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_in_tiles_equals_masked_windows(windows: Windows, training: bool) -> None:
+    module = make_attention(windows).train(training)
+    with torch.no_grad():
+        module.logit_scale.clamp_(max=math.log(74.0))
+    assert module.separates()
+    x = torch.randn(2, *windows.grid, 12, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *module.parameters()]
+
+    def masked() -> Tensor:
+        return windows.join(module(windows.split(x)))
+
+    def tiled() -> Tensor:
+        return windows.join_tiles(module(windows.split_tiles(x), tiled=True))
+
+    assert torch.allclose(tiled(), masked(), atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(f().sin().sum(), inputs) for f in (tiled, masked))):
+        assert torch.allclose(a, b, atol=1e-12 * b.abs().max().clamp_min(1))
+    with torch.no_grad():
+        assert torch.allclose(tiled(), masked(), atol=1e-12)
+        module.logit_scale[1] = math.log(76.0)
+    assert not module.separates()
+
+
 @pytest.mark.parametrize("num_windows", [1, 3])
 def test_memory_lean_attention_has_exact_gradients(num_windows: int) -> None:
     q, k, v = (torch.randn(6, 5, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -151,7 +206,7 @@ def test_cached_bias_follows_every_change_of_parameters(change: object) -> None:
     bias = PositionBias(3, (4, 4), (4, 4)).eval()
     with torch.no_grad():
         before = bias()
-        assert bias._cache.table is not None
+        assert bias._cache.biases is not None
         change(bias)
         after, expected = bias(), fresh_table(bias)
     assert torch.equal(after, expected)
@@ -172,13 +227,13 @@ def test_bias_is_not_cached_when_it_needs_gradients_or_trains() -> None:
     bias = PositionBias(3, (4, 4), (4, 4)).eval()
     bias().sum().backward()
     assert bias[2].weight.grad is not None
-    assert bias._cache.table is None
+    assert bias._cache.biases is None
     with torch.no_grad():
         bias()
-        assert bias._cache.table is not None
-        assert bias.train()._cache.table is None
+        assert bias._cache.biases is not None
+        assert bias.train()._cache.biases is None
         bias()
-        assert bias._cache.table is None
+        assert bias._cache.biases is None
 
 
 def test_bias_cached_in_inference_mode_does_not_reach_training() -> None:
