@@ -15,6 +15,9 @@ from thalweg.apps.callbacks import SafeStop
 from thalweg.apps.checkpoint_io import SafeCheckpointIO
 from thalweg.apps.trainer_cli import COMMANDS, trainer_defaults
 
+NEWS = ("💡", "Loading `train_dataloader`", "TPU available", "Detected KeyboardInterrupt")
+"""Starts of Lightning's messages that tell the user nothing about the run."""
+
 
 class EmbedConfig(SaveConfigCallback):
     """Save ``config.yaml`` beside the logs, and model and data sections of it inside every checkpoint."""
@@ -59,11 +62,11 @@ class ThalwegCLI(LightningCLI):
             raise KeyboardInterrupt(how_to_resume(subcommand, self.trainer)) from None
 
 
-def quiet_advertisements() -> None:
-    """Keep Lightning from recommending products, and from telling that it loads what it is given."""
+def quiet_news() -> None:
+    """Keep Lightning from recommending products and from telling the obvious."""
 
     def is_news(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(("💡", "Loading `train_dataloader`", "TPU available"))
+        return not record.getMessage().strip().startswith(NEWS)
 
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_news)
 
@@ -78,7 +81,7 @@ def how_to_resume(command: str, trainer: L.Trainer) -> str:
 
 def launch() -> None:
     """Parse ``sys.argv`` and run the trainer command in it."""
-    quiet_advertisements()
+    quiet_news()
     quiet = {"exit_on_error": False}
     ThalwegCLI(
         L.LightningModule,
