@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from thalweg.pde.poseidon.attend import cosine_attention
 from thalweg.pde.poseidon.fused import linear, slide_back
@@ -83,7 +82,8 @@ class PositionBias(nn.Sequential):
         # The first layer of a grid of offsets is a sum of one term per axis.
         hidden = rows[:, None, None] * weight_in[:, 0] + (cols[:, None] * weight_in[:, 1] + bias_in)
         with full_precision(device):
-            return 16 * torch.sigmoid(F.linear(F.relu(hidden), weight_out).permute(2, 0, 1))
+            logits = weight_out @ hidden.relu_().flatten(0, 1).t()
+            return 16 * torch.sigmoid(logits).unflatten(1, hidden.shape[:2])
 
     def _parameters_in_use(self) -> tuple[Tensor, Tensor, Tensor]:
         return self[0].weight, self[0].bias, self[2].weight

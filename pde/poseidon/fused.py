@@ -106,7 +106,7 @@ class _ModulatedNorm(torch.autograd.Function):
 
 def linear(module: nn.Module, x: Tensor) -> Tensor:
     """Result of a linear layer, or of whatever stands in its place (adapters, quantised or hooked layers)."""
-    if not (is_plain_linear(module) and runs_eagerly_on_cpu(x)):
+    if not (is_plain_linear(module) and runs_eagerly_on_cpu(x)) or not _is_large(x, module.weight):
         return module(x)
     weight_FD, bias_F = module.weight, module.bias
     x_TD = x.reshape(-1, x.shape[-1])
@@ -120,22 +120,26 @@ def _product(x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None, gelu
 
     Large ones go to oneDNN, which saves 5 to 15 % (transposed weights included) and the pass of the gelu.
     """
-    large = gelu or len(x_TD) * weight_FD.numel() >= _ONEDNN_PRODUCTS
-    if large and _has_onednn() and _suits_onednn(x_TD, weight_FD):
+    if (gelu or _is_large(x_TD, weight_FD)) and _suits_onednn(x_TD, weight_FD):
         activation = ("gelu", [], "none") if gelu else ("none", [], "")
         return torch.ops.mkldnn._linear_pointwise(x_TD, weight_FD, bias_F, *activation)
     out_TF = F.linear(x_TD, weight_FD, bias_F)
     return F.gelu(out_TF) if gelu else out_TF
 
 
-@cache
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _is_large(x: Tensor, weight_FD: Tensor) -> bool:
+    return x.numel() * len(weight_FD) >= _ONEDNN_PRODUCTS
 
 
 def _suits_onednn(x_TD: Tensor, weight_FD: Tensor) -> bool:
     dense = weight_FD.is_contiguous() or weight_FD.t().is_contiguous()
-    return x_TD.dtype == weight_FD.dtype == torch.float32 and len(x_TD) > 0 and x_TD.is_contiguous() and dense
+    ordinary = x_TD.dtype == weight_FD.dtype == torch.float32 and len(x_TD) > 0 and x_TD.is_contiguous()
+    return dense and ordinary and _has_onednn()
+
+
+@cache
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class _Linear(torch.autograd.Function):
@@ -218,16 +222,19 @@ class _SlideBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, size: int) -> Tensor:
         ctx.shape, ctx.dim = x.shape, dim
-        return torch.stack([x.narrow(dim, size - 1 - i, size) for i in range(size)], 1)
+        return torch.stack(_slices(x, dim, size), 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        size = grad.shape[1]
         dx = grad.new_zeros(ctx.shape)
-        for i, part in enumerate(grad.unbind(1)):
-            dx.narrow(ctx.dim, size - 1 - i, size).add_(part)
+        for part, grad_part in zip(_slices(dx, ctx.dim, grad.shape[1]), grad.unbind(1)):
+            part.add_(grad_part)
         return dx, None, None
+
+
+def _slices(x: Tensor, dim: int, size: int) -> tuple[Tensor, ...]:
+    return x.unfold(dim, size, 1).movedim(-1, dim + 1).unbind(dim)[::-1]
 
 
 def depthwise_convolution(x_BRSD: Tensor, module: nn.Conv2d) -> Tensor:
