@@ -244,7 +244,9 @@ def print_summary(results: dict[str, Any], evaluator: Evaluator, mode: str) -> N
 
     spec = evaluator.spec
     groups = ["".join(group) for group in spec.scored_groups]
-    table = Table(box=None, header_style="bold", title=f"{spec.name}: median relative L1 error [%]")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{spec.name}, {mode}: median relative L1 error [%] and VRMSE")
+    table = Table(box=None, header_style="bold")
     for heading in ("grid" if mode == "resolution" else "snapshot", *groups, "mean", "VRMSE"):
         table.add_column(heading, justify="right")
     for size, result in results.items():
@@ -255,4 +257,4 @@ def print_summary(results: dict[str, Any], evaluator: Evaluator, mode: str) -> N
         row = size if mode == "resolution" else str(evaluator.protocol.final)
         vrmse = f"{errors['scored_median_vrmse_error']:.4g}"
         table.add_row(row, *(f"{value:.3f}" for value in values), vrmse)
-    Console().print(table)
+    console.print(table)

@@ -39,7 +39,8 @@ def draw(
     names = [evaluator.spec.outputs[index].name for index in shown]
     complete = min(evaluator.reader.grid) // 2 + 1  # beyond, shells of wave numbers have gaps
     spectra = {k: v.cpu().numpy()[shown, :complete] for k, v in scores.spectra.compute().items()}
-    figure = plots.spectra(spectra["truth"], spectra["prediction"], spectra["error"], names)
+    fields = (spectra["truth"], spectra["prediction"], spectra["error"])
+    figure = plots.spectra(*fields, names, f"{evaluator.spec.name}, {evaluator.protocol.mode}")
     files.append(plots.save(figure, folder / f"spectra{suffix}.png"))
     frames = evaluator.protocol.frames
     if len(frames) > 1:
@@ -67,11 +68,10 @@ def _sample(folder: Path, name: str, label: str, evaluator: Evaluator, sample: i
         for x in evaluator.predict([sample])
     )
     times = evaluator.reader.times
-    title = f"{spec.name}, {label} sample ({sample})"
-    if not spec.steady:
-        title += f", t = {times[protocol.final] - times[protocol.initial]:.3g}"
+    title = f"{spec.name}, {protocol.mode}, {label} sample ({sample})"
+    at_end = "" if spec.steady else f", t = {times[protocol.final] - times[protocol.initial]:.3g}"
     names, units = zip(*((spec.outputs[i].name, spec.outputs[i].units) for i in shown), strict=True)
-    figure = plots.field_panels(truth[-1], prediction[-1], names, units, title)
+    figure = plots.field_panels(truth[-1], prediction[-1], names, units, title + at_end)
     files = [plots.save(figure, folder / f"sample_{name}.png")]
     if len(protocol.frames) > 1 and label == "median":
         columns = np.unique(np.linspace(0, len(protocol.frames) - 1, 7).round().astype(int))

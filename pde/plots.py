@@ -70,6 +70,9 @@ def field_panels(
         bound = _largest(error)
         image = _show(axes[row][2], error, f"{label}, prediction - truth", "RdBu_r", (-bound, bound))
         figure.colorbar(image, ax=axes[row][2], shrink=0.9, pad=0.02)
+        axes[row][0].set_ylabel("y", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("x", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
@@ -99,7 +102,11 @@ def rollout_panels(
 
 
 def spectra(
-    truth_CK: NDArray[Any], prediction_CK: NDArray[Any], error_CK: NDArray[Any], names: Sequence[str]
+    truth_CK: NDArray[Any],
+    prediction_CK: NDArray[Any],
+    error_CK: NDArray[Any],
+    names: Sequence[str],
+    title: str = "",
 ) -> Figure:
     """Power over wave number of truth, prediction and error, one panel per channel, log-log."""
     columns = min(4, len(names))
@@ -119,6 +126,8 @@ def spectra(
     axes[0].legend(frameon=False, fontsize=8)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=11)
     return figure
 
 

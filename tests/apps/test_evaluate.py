@@ -63,7 +63,7 @@ def test_results_carry_numbers_and_protocol(
     with xarray.open_dataset(tmp_path / "predictions.nc", engine="h5netcdf") as found:
         assert dict(found.sizes) == {"source": 2, "sample": 2, "time": 4, "x": 16, "y": 16}
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".nc", ".png"}
-    assert "CE-RP: median relative L1 error" in capsys.readouterr().out
+    assert "CE-RP, direct: median relative L1 error" in capsys.readouterr().out
 
 
 def test_averaged_and_raw_weights_differ(run: Path, data: Path, tmp_path: Path) -> None:
