@@ -8,6 +8,7 @@ Shapes: B samples, C channels, G groups, F frames, H/W space.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -42,14 +43,9 @@ class SampleErrors(Metric):
         self.edges = None if groups is None else errors.group_edges(groups)
         self.add_state("errors", default=[], dist_reduce_fx="cat")
 
-    @property
-    def kind(self) -> str:
-        """Word that names this error in the report, e.g. ``relative_l1``."""
-        raise NotImplementedError
-
+    @abstractmethod
     def per_sample(self, pred_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
         """Errors of shape (B, G)."""
-        raise NotImplementedError
 
     def update(self, pred_BCHW: Tensor, target_BCHW: Tensor) -> None:
         """Add the errors of a batch of fields, both (B, C, H, W)."""
@@ -66,12 +62,25 @@ class SampleErrors(Metric):
             return self.groups
         return [(f"channel{index}",) for index in range(self.samples().shape[self.group_dim])]
 
+    @abstractmethod
+    def compute(self) -> dict[str, Tensor]:
+        """Statistics over samples, by name."""
+
+
+class NamedErrors(SampleErrors):
+    """One kind of error, summarised per group."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """Word that names this error in the report, e.g. ``relative_l1``."""
+
     def compute(self) -> dict[str, Tensor]:
         """Statistics over samples, named as in :func:`thalweg.pde.errors.summarise`."""
         return errors.summarise(self.samples(), self.names, self.kind, self.scored)
 
 
-class RelativeLp(SampleErrors):
+class RelativeLp(NamedErrors):
     """Relative L1 or L2 error in percent per group; the paper's number is the median with p = 1.
 
     Example:
@@ -110,7 +119,7 @@ class RelativeLp(SampleErrors):
         return cls(groups=spec.groups, p=p, scored=spec.scored_groups)
 
 
-class LpError(SampleErrors):
+class LpError(NamedErrors):
     """Absolute L1 or L2 error per group, summed over channels and pixels."""
 
     def __init__(self, groups: Groups | None = None, p: int = 1, scored: Groups | None = None) -> None:
@@ -127,7 +136,7 @@ class LpError(SampleErrors):
         return errors.lp_error(pred_BCHW, target_BCHW, edges=self.edges, p=self.p)
 
 
-class RMSE(SampleErrors):
+class RMSE(NamedErrors):
     """Root mean square error per channel, in the units of the fields."""
 
     def __init__(self, channels: Sequence[str] | None = None, scored: Sequence[str] | None = None) -> None:
@@ -143,7 +152,7 @@ class RMSE(SampleErrors):
         return errors.rmse(pred_BCHW, target_BCHW)
 
 
-class VRMSE(SampleErrors):
+class VRMSE(NamedErrors):
     """Root mean square error over the target's spatial standard deviation; the mean field scores 1."""
 
     def __init__(

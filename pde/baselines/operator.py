@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H/W space.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -42,19 +43,19 @@ class OperatorConfig:
             )
 
 
-class BaselineOperator(nn.Module):
+class BaselineOperator(nn.Module, ABC):
     """Operator network that is called, trained and evaluated exactly like scOT."""
 
     config: OperatorConfig
     gradient_checkpointing = False
 
+    @abstractmethod
     def predict(self, x_BCHW: Tensor, time_B: Tensor) -> Tensor:
         """Normalised output fields (B, num_out_channels, H, W) at lead times ``time_B``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wrap_modules(self) -> list[nn.Module]:
         """Blocks to shard one by one under FSDP2."""
-        raise NotImplementedError
 
     def forward(
         self,

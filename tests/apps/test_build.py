@@ -7,20 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from poseidon_runs import SCOT
 from torch import nn
 
 from thalweg.apps.build import build_datamodule, build_module, build_network, instantiate, load_network
 from thalweg.checkpoints.tensors import save
 
-SCOT = {
-    "class_path": "thalweg.pde.poseidon.model.ScOT",
-    "init_args": {
-        "config": {
-            "image_size": 16, "num_channels": 2, "num_out_channels": 2, "embed_dim": 8, "depths": [1, 1],
-            "num_heads": [1, 2], "skip_connections": [1, 0], "window_size": 4, "use_conditioning": True,
-        }
-    },
-}  # fmt: skip
 CONFIG = {
     "model": {
         "class_path": "thalweg.pde.poseidon.module.PoseidonModule",

@@ -11,11 +11,13 @@ import pytest
 import torch
 from golden import golden_files
 from hubserver import write_cache
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
+from poseidon_runs import SCOT
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from thalweg.apps.build import build_network, load_network
+from thalweg.apps.callbacks import EMA
 from thalweg.apps.cli import main
 from thalweg.apps.export import export, import_
 from thalweg.checkpoints.maps.poseidon import MAP
@@ -27,15 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
-SCOT = {
-    "class_path": "thalweg.pde.poseidon.model.ScOT",
-    "init_args": {
-        "config": {
-            "image_size": 16, "num_channels": 2, "num_out_channels": 2, "embed_dim": 8, "depths": [1, 1],
-            "num_heads": [1, 2], "skip_connections": [1, 0], "window_size": 4, "use_conditioning": True,
-        }
-    },
-}  # fmt: skip
 UNET = {
     "class_path": "thalweg.pde.baselines.unet.UNetOperator",
     "init_args": {"config": {"num_channels": 2, "num_out_channels": 2}},
@@ -79,7 +72,7 @@ class Module(L.LightningModule):
 
 
 def fit(folder: Path, network: dict[str, Any], callbacks: list[L.Callback]) -> tuple[nn.Module, Path]:
-    """Two steps; with averaging the returned network holds the averaged weights, as Lightning leaves it."""
+    """Two steps; with averaging the returned network holds the averaged weights."""
     module = Module(app_config(network))
     trainer = L.Trainer(
         max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -92,7 +85,7 @@ def fit(folder: Path, network: dict[str, Any], callbacks: list[L.Callback]) -> t
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     torch.manual_seed(3)
-    return fit(tmp_path_factory.mktemp("run"), SCOT, [EMAWeightAveraging(decay=0.9)])
+    return fit(tmp_path_factory.mktemp("run"), SCOT, [EMA(decay=0.9)])
 
 
 def outputs(network: nn.Module) -> Tensor:

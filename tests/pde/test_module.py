@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from poseidon_runs import QUIET, data, module, scot, trainer, write_data
 
+from thalweg.apps.callbacks import EMA
 from thalweg.checkpoints import lightning_ckpt
 from thalweg.core_optim.config import OptimConfig
 from thalweg.pde.baselines.fno import FNOConfig, FNOOperator
@@ -133,7 +134,7 @@ def train(
     saver = ModelCheckpoint(
         out, filename="{step}", every_n_train_steps=1, save_top_k=-1, enable_version_counter=False
     )
-    callbacks = [saver, *([EMAWeightAveraging(decay=0.5)] if averaged else [])]
+    callbacks = [saver, *([EMA(decay=0.5)] if averaged else [])]
     options = {"limit_train_batches": epoch, "limit_val_batches": 2, "enable_checkpointing": True}
     run = trainer(out, max_steps=4, callbacks=callbacks, **options)
     model = module(network, optim=OptimConfig(lr=1e-2))
@@ -217,7 +218,7 @@ def test_averaging_starts_from_the_pretrained_weights(folder: Path, tmp_path: Pa
     source.save_pretrained(tmp_path / "hub")
     network = scot(seed=3)
     model = module(network, pretrained=str(tmp_path / "hub"), optim=OptimConfig(lr=0.0))
-    callbacks = [EMAWeightAveraging(decay=0.5)]
+    callbacks = [EMA(decay=0.5)]
     trainer(tmp_path, max_steps=2, num_sanity_val_steps=2, callbacks=callbacks).fit(
         model, datamodule=data(folder, "NS-Sines")
     )

@@ -22,6 +22,16 @@ QUIET = (
     "ignore:.*Checkpoint directory .* exists and is not empty.*",
 )
 """Filters for hints of Lightning that say nothing about a test."""
+SCOT = {
+    "class_path": "thalweg.pde.poseidon.model.ScOT",
+    "init_args": {
+        "config": {
+            "image_size": 16, "num_channels": 2, "num_out_channels": 2, "embed_dim": 8, "depths": [1, 1],
+            "num_heads": [1, 2], "skip_connections": [1, 0], "window_size": 4, "use_conditioning": True,
+        }
+    },
+}  # fmt: skip
+"""A small scOT as configurations describe it."""
 
 
 def write_data(folder: Path, *names: str, samples: int = 8, frames: int = 5) -> Path:
