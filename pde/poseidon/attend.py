@@ -31,17 +31,20 @@ def cosine_attention(
     q_XNHE: Tensor, k_XNHE: Tensor, v_XNHE: Tensor, scale_H1: Tensor, bias_MHNN: Tensor, dropout: float = 0.0
 ) -> Tensor:
     """softmax(scale cos(q, k) + bias) v, shape (X, N, H, E)."""
-    qkv = (q_XNHE, k_XNHE, v_XNHE)
-    lean = dropout == 0 and bias_MHNN.requires_grad and torch.is_grad_enabled()
-    if lean and runs_eagerly_on_cpu(q_XNHE):
-        step = len(bias_MHNN)
-        parts = (
-            _CosineAttention.apply(*(t[m::step] for t in qkv), scale_H1, bias_MHNN[m, None])
-            for m in range(step)
-        )
-        return torch.stack([*parts], 1).flatten(0, 1) if step > 1 else next(parts)
+    inputs = (q_XNHE, k_XNHE, v_XNHE, scale_H1, bias_MHNN)
+    if dropout == 0 and bias_MHNN.requires_grad and torch.is_grad_enabled() and runs_eagerly_on_cpu(q_XNHE):
+        return _CosineAttention.apply(*inputs) if len(bias_MHNN) == 1 else _window_by_window(*inputs)
     q_XNHE, k_XNHE = q_XNHE * inverse_lengths(q_XNHE).mul(scale_H1), k_XNHE * inverse_lengths(k_XNHE)
     return _attend(q_XNHE, k_XNHE, v_XNHE, bias_MHNN, dropout)
+
+
+def _window_by_window(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, bias_MHNN: Tensor) -> Tensor:
+    step = len(bias_MHNN)
+    parts = [
+        _CosineAttention.apply(q[m::step], k[m::step], v[m::step], scale, bias_HNN[None])
+        for m, bias_HNN in enumerate(bias_MHNN)
+    ]
+    return torch.stack(parts, 1).flatten(0, 1)
 
 
 def inverse_lengths(t_XNHE: Tensor) -> Tensor:
@@ -89,53 +92,46 @@ class _CosineAttention(torch.autograd.Function):
         dV = P^T dO,  dS = P (dO V^T - rowsum(dO O)),  dbias = dS,  dq = dS k,  dk = dS^T q.
         """
         q, k, v, out, log_sum, rate_q, rate_k, scale, bias = ctx.saved_tensors
-        row = (grad_out * out).sum(-1, keepdim=True).neg_()
-        one = torch.ones(1, 1, 1, 1, dtype=q.dtype).expand_as(row)
+        width = q.shape[-1]
         # An extra component carries what is added to every product: log_sum to q k^T, row to dO V^T.
-        q_, k_ = _by_head(q, log_sum.neg().transpose(1, 2).unsqueeze(-1)), _by_head(k, one)
-        v_, grad_ = _by_head(v, one), _by_head(grad_out, row)
-        dq, dk, dv, dbias = _gradients(q_, k_, v_, grad_, bias[0])
-        q_, k_ = q_[..., :-1], k_[..., :-1]
-        along_q, along_k = ((a * b).sum(-1, keepdim=True) for a, b in ((dq, q_), (dk, k_)))
-        along_q = along_q.view(len(q), *scale.shape, -1).div_(scale.unsqueeze(-1))
-        dscale = along_q.sum((0, 3))
-        dq.addcmul_(q_, along_q.div_(scale.unsqueeze(-1)).view(len(q_), -1, 1), value=-1)
-        dk.addcmul_(k_, along_k, value=-1)
-        dq, dk, dv = (_by_token(t, q.shape[2]) for t in (dq, dk, dv))
+        vectors = q.new_empty(4, *log_sum.shape, width + 1)
+        for slot, t in zip(vectors[..., :-1].transpose(2, 3), (q, k, v, grad_out)):
+            slot.copy_(t)
+        extra = vectors[..., -1].fill_(1.0)
+        torch.neg(log_sum, out=extra[0])
+        torch.neg((grad_out * out).sum(-1).transpose(1, 2), out=extra[3])
+        grads, dbias = _gradients(*vectors.flatten(1, 2), bias[0])
+        grads_XHNE, qk_XHNE = grads.view(3, *log_sum.shape, width), vectors[:2, ..., :-1]
+        along = (grads_XHNE[:2] * qk_XHNE).sum(-1, keepdim=True)
+        scale = scale.unsqueeze(-1)
+        dscale = along[0].div_(scale).sum((0, 2))
+        along[0].div_(scale)
+        grads_XHNE[:2].addcmul_(qk_XHNE, along, value=-1)
+        # Three times as fast as the copy of a permuted view.
+        dq, dk, dv = torch.stack(grads_XHNE.unbind(2), 3)
         return dq.mul_(rate_q), dk.mul_(rate_k), dv, dscale, dbias[None]
 
 
-def _by_head(t_XNHE: Tensor, last_XNH1: Tensor) -> Tensor:
-    """Vectors with one more component, shape (G, N, E+1)."""
-    return torch.cat((t_XNHE, last_XNH1), -1).transpose(1, 2).flatten(0, 1)
-
-
-def _by_token(t_GNE: Tensor, heads: int) -> Tensor:
-    """Shape (X, N, H, E); three times as fast as the copy of a permuted view."""
-    return torch.stack(t_GNE.unflatten(0, (-1, heads)).unbind(1), 2)
-
-
-def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, bias_HNN: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v (G, N, E) and of the bias from extended vectors (G, N, E+1)."""
+def _gradients(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, bias_HNN: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients (3, G, N, E) of q, k, v and (H, N, N) of the bias from extended vectors (G, N, E+1)."""
     heads = len(bias_HNN)
     windows = len(q) // heads
     step = min(windows, max(1, _CHUNK_ELEMENTS // bias_HNN.numel()))
     bias = bias_HNN.repeat(step, 1, 1) if step > 1 else bias_HNN
-    dbias = torch.zeros_like(bias)
-    dq, dk, dv = (torch.empty_like(t[..., :-1], memory_format=torch.contiguous_format) for t in (q, k, v))
+    grads = q.new_empty(3, *q.shape[:2], q.shape[2] - 1)
     p, ds = torch.empty_like(bias), torch.empty_like(bias)
+    dbias = torch.zeros_like(bias) if windows > step else ds
     for start in range(0, len(q), len(bias)):
         at = slice(start, start + len(bias))
-        q_, k_, grad_ = q[at], k[at], grad[at]
+        (dq, dk, dv), q_, k_, grad_ = grads[:, at], q[at], k[at], grad[at]
         if len(q_) < len(bias):
             p, ds, bias = p[: len(q_)], ds[: len(q_)], bias[: len(q_)]
         torch.baddbmm(bias, q_, k_.mT, beta=_LOG2E, alpha=_LOG2E, out=p).exp2_()
         # Products with the N x N factor untransposed; turning their narrow results is a third of the price.
-        dv[at] = torch.bmm(grad_[..., :-1].mT, p).mT
+        dv.copy_(torch.bmm(grad_[..., :-1].mT, p).mT)
         torch.bmm(grad_, v[at].mT, out=ds).mul_(p)
-        torch.bmm(ds, k_[..., :-1], out=dq[at])
-        dk[at] = torch.bmm(q_[..., :-1].mT, ds).mT
-        dbias[: len(q_)] += ds
-    return dq, dk, dv, dbias.view(step, *bias_HNN.shape).sum(0) if step > 1 else dbias
+        torch.bmm(ds, k_[..., :-1], out=dq)
+        dk.copy_(torch.bmm(q_[..., :-1].mT, ds).mT)
+        if windows > step:
+            dbias[: len(q_)] += ds
+    return grads, dbias.view(step, *bias_HNN.shape).sum(0) if step > 1 else dbias

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from thalweg.pde.poseidon import attend
 from thalweg.pde.poseidon.attend import cosine_attention
 from thalweg.pde.poseidon.attention import CosineAttention, PositionBias
 from thalweg.pde.poseidon.windows import SHIFT_PENALTY, Windows
@@ -138,8 +139,11 @@ def test_attention_in_tiles_equals_masked_windows(windows: Windows, training: bo
     assert not module.separates()
 
 
-@pytest.mark.parametrize("num_windows", [1, 3])
-def test_memory_lean_attention_has_exact_gradients(num_windows: int) -> None:
+@pytest.mark.parametrize(("num_windows", "at_once"), [(1, 1), (1, 4), (1, 6), (3, 1)])
+def test_memory_lean_attention_has_exact_gradients(
+    num_windows: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attend, "_CHUNK_ELEMENTS", at_once * 2 * 5**2)
     q, k, v = (torch.randn(6, 5, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     scale = torch.rand(2, 1, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(num_windows, 2, 5, 5, dtype=torch.float64, requires_grad=True)
