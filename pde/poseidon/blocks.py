@@ -6,6 +6,8 @@ channels-last layout of a convolution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,11 +98,16 @@ class SwinBlock(nn.Module):
 
     def _mlp(self, x_BRSD: Tensor) -> Tensor:
         first, second = self.intermediate.dense, self.output.dense
-        # Replaced layers (adapters, quantisation) and hooks are called as modules.
-        if self.activation is F.gelu and is_plain_linear(first) and is_plain_linear(second):
-            out = gelu_mlp(x_BRSD, first.weight, first.bias, second.weight, second.bias)
-            return self.output.dropout(out)
-        return self.output(self.activation(self.intermediate(x_BRSD)))
+        return self.output.dropout(_feed_forward(x_BRSD, first, self.activation, second))
+
+
+def _feed_forward(
+    x: Tensor, first: nn.Module, activation: Callable[[Tensor], Tensor], second: nn.Module
+) -> Tensor:
+    # Replaced layers (adapters, quantisation) and hooks are called as modules.
+    if activation is F.gelu and is_plain_linear(first) and is_plain_linear(second):
+        return gelu_mlp(x, first.weight, first.bias, second.weight, second.bias)
+    return linear(second, activation(linear(first, x)))
 
 
 class ConvNeXtBlock(nn.Module):
@@ -117,13 +124,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x_BRSD: Tensor, time_B: Tensor) -> Tensor:
         """Shape kept."""
         x = depthwise_convolution(x_BRSD, self.dwconv)
-        x = gelu_mlp(
-            self.norm(x, time_B),
-            self.pwconv1.weight,
-            self.pwconv1.bias,
-            self.pwconv2.weight,
-            self.pwconv2.bias,
-        )
+        x = _feed_forward(self.norm(x, time_B), self.pwconv1, F.gelu, self.pwconv2)
         return torch.addcmul(x_BRSD, x, self.weight)
 
 

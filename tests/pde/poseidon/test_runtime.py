@@ -166,6 +166,32 @@ def test_copies_and_the_meta_device_need_nothing_but_the_state() -> None:
         assert torch.equal(empty.eval()(x, t).output, expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_on_layers_are_called(training: bool) -> None:
+    """Adapters and quantisation replace or wrap these layers; the fused paths must not bypass them."""
+    layers = {
+        "query",
+        "key",
+        "value",
+        "dense",
+        "pwconv1",
+        "pwconv2",
+        "dwconv",
+        "reduction",
+        "upsample",
+        "mixup",
+    }
+    model = network().train(training)
+    expected, _ = gradients(model)
+    called = set()
+    hooked = {n for n, m in model.named_modules() if n.split(".")[-1] in layers and hasattr(m, "weight")}
+    for name in hooked:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+    output, _ = gradients(model)
+    assert called == hooked
+    assert torch.allclose(output, expected, atol=1e-4)
+
+
 def test_functional_calls_see_their_own_parameters() -> None:
     model = network().eval()
     x, t, _ = batch()
