@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -44,6 +45,9 @@ class ThalwegCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        if trainer.fast_dev_run:
+            # Lightning's ModelCheckpoint would write last.ckpt at the end even of such a run
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ModelCheckpoint)]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -54,8 +58,8 @@ class ThalwegCLI(LightningCLI):
         """
         try:
             super()._run_subcommand(subcommand)
-            if self.trainer.log_dir is not None and self.trainer.is_global_zero and subcommand == "fit":
-                print(f"written to {self.trainer.log_dir}")
+            if self.trainer.is_global_zero and (text := outcome(subcommand, self.trainer)):
+                print(text)
         except SystemExit as stop:
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
@@ -69,6 +73,16 @@ def quiet_news() -> None:
         return not record.getMessage().strip().startswith(NEWS)
 
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_news)
+
+
+def outcome(command: str, trainer: L.Trainer) -> str:
+    """Where the results of a command are; empty if it has said so itself."""
+    if command == "fit" and trainer.log_dir is not None:
+        return f"written to {trainer.log_dir}"
+    writers = [callback for callback in trainer.callbacks if isinstance(callback, BasePredictionWriter)]
+    if command == "predict" and not writers:
+        return "nothing was written: add --trainer.callbacks+=thalweg.pde.writer.PredictionWriter"
+    return ""
 
 
 def how_to_resume(command: str, trainer: L.Trainer) -> str:

@@ -143,12 +143,11 @@ def find_run(name: str) -> tuple[Path, Path]:
         ValueError: If the folder holds no configuration or no checkpoint.
     """
     if name == "last":
-        found = sorted(Path(RUNS).rglob("*.ckpt"), key=lambda p: p.stat().st_mtime)
+        folders = [config.parent for config in Path(RUNS).rglob("config.yaml")]
+        found = [(path.stat().st_mtime, folder) for folder in folders for path in folder.rglob("*.ckpt")]
         if not found:
-            raise ValueError(f"nothing to resume: no checkpoint under {RUNS}/")
-        folder = found[-1].parent
-        while folder != Path(RUNS) and not (folder / "config.yaml").is_file():
-            folder = folder.parent
+            raise ValueError(f"nothing to resume: no run with a checkpoint under {RUNS}/")
+        folder = max(found)[1]
     else:
         folder = Path(name)
     config = folder / "config.yaml"

@@ -151,6 +151,18 @@ def test_files_that_are_no_configuration_are_named(content: bytes, message: str,
     assert message in fails("fit", path)
 
 
+def test_a_debug_run_leaves_no_checkpoint(config: Path, tmp_path: Path) -> None:
+    """Lightning's own would, and --resume last would find it."""
+    words = ["--config", "trainer/debug.yaml", f"--trainer.default_root_dir={tmp_path}"]
+    main(["fit", "--config", str(config), *words])
+    assert list(tmp_path.rglob("*.ckpt")) == []
+
+
+def test_a_prediction_that_is_not_written_says_so(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["predict", "--config", str(config), f"--ckpt_path={last(config)}"])
+    assert "add --trainer.callbacks+=thalweg.pde.writer.PredictionWriter" in capsys.readouterr().out
+
+
 def test_a_command_without_a_configuration_says_what_it_needs() -> None:
     with pytest.raises(SystemExit, match="give --app NAME or --config"):
         main(["test"])

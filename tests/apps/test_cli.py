@@ -1,5 +1,6 @@
 """The command line answers fast, names what is wrong in one line, and expands our own options."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -162,3 +163,17 @@ def test_resume_uses_the_saved_config_and_the_newest_checkpoint(tmp_path: Path) 
     ]
     with pytest.raises(ValueError, match="not a run folder"):
         trainer_cli.find_run(str(tmp_path / "checkpoints"))
+
+
+def test_the_last_run_is_the_one_that_wrote_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="nothing to resume: no run with a checkpoint under runs/"):
+        trainer_cli.find_run("last")
+    for when, name in enumerate(("b", "a", "no_run")):
+        path = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+        os.utime(path, (when, when))
+        if name != "no_run":
+            (tmp_path / "runs" / name / "config.yaml").write_text("{}")
+    assert trainer_cli.find_run("last")[1] == Path("runs/a/checkpoints/last.ckpt")
