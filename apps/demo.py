@@ -31,7 +31,7 @@ class Plan:
     """Grid points per side."""
     pretraining: int = 280
     """Trajectories in each of the two pretraining sets."""
-    downstream: int = 96
+    downstream: int = 48
     """Trajectories in the downstream set, of which ``test`` are held out and ``val`` steer nothing."""
     val: int = 4
     """Validation trajectories of each set."""
@@ -39,7 +39,7 @@ class Plan:
     """Test trajectories of each set."""
     final_time: int = 6
     """Snapshot to predict from the first, t = 0.3."""
-    trajectories: tuple[int, ...] = (4, 16, 64)
+    trajectories: tuple[int, ...] = (1, 4, 16)
     """Downstream trajectories to learn from: one point of the scaling curve each."""
     pretraining_steps: int = 2400
     """Optimizer steps of the pretraining."""
