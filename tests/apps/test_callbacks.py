@@ -167,9 +167,10 @@ def test_ctrl_c_loses_nothing(
         pytest.skip("no validation to interrupt")
     options = {"limit_val_batches": validation}
     fit(folder, tmp_path / "whole", 4, **options)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit):
         fit(folder, tmp_path / "first", 4, At(step, hook, interrupt), SafeStop(), **options)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     last = tmp_path / "first" / "last.ckpt"
     assert lightning_ckpt.read(last).global_step == stops_at
     fit(folder, tmp_path / "second", 4, ckpt=last, **options)
