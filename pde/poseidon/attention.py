@@ -45,14 +45,14 @@ def offsets(window: int, scaled_by: int, device: torch.device) -> Tensor:
 class PositionBias(nn.Sequential):
     """16 sigmoid(MLP(offset)), evaluated once per distinct offset and then spread over all pairs of tokens.
 
-    Without gradients the result is kept until the parameters, their dtype or device change.
+    Without gradients the small table is kept until the parameters, their dtype or device change.
     """
 
     def __init__(self, num_heads: int, window: tuple[int, int], scaled_by: tuple[int, int]) -> None:
         super().__init__(nn.Linear(2, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, num_heads, bias=False))
         self.window = window
         self.scaled_by = scaled_by
-        self._cache = _BiasCache()
+        self._cache = _TableCache()
 
     def forward(self) -> Tensor:
         """Bias (H, N, N), in float32 or the wider dtype of the parameters."""
@@ -60,22 +60,19 @@ class PositionBias(nn.Sequential):
 
     def of_shapes(self, shapes: Collection[tuple[int, int]]) -> list[Tensor]:
         """Biases (H, N, N) of the window or of smaller rectangles of tokens in it."""
-        parameters = self._parameters_in_use()
-        wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if self.training or wants_grad or _is_traced():
-            table = self.table()
-            return [_spread(table, self.window, shape) for shape in shapes]
-        cached = self._cache.get(parameters)
-        if cached is None or any(shape not in cached for shape in shapes):
-            with torch.inference_mode(False), torch.no_grad():
-                table = self.table()
-                found = {shape: _spread(table, self.window, shape) for shape in shapes}
-            cached = self._cache.put(parameters, found)
-        return [cached[shape].detach() for shape in shapes]
+        table = self.table()
+        return [_spread(table, self.window, shape) for shape in shapes]
 
     def table(self) -> Tensor:
         """Bias per offset, shape (H, 2h-1, 2w-1)."""
-        weight_in, bias_in, weight_out = self._parameters_in_use()
+        parameters = (self[0].weight, self[0].bias, self[2].weight)
+        wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if self.training or wants_grad or torch.compiler.is_compiling():
+            return self._table(*parameters)
+        cached = self._cache.get(parameters)
+        return cached if cached is not None else self._cache.put(parameters, self._table(*parameters))
+
+    def _table(self, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor) -> Tensor:
         device, dtype = weight_in.device, torch.promote_types(weight_in.dtype, torch.float32)
         rows, cols = (offsets(n, s, device).to(dtype) for n, s in zip(self.window, self.scaled_by))
         weight_in, bias_in, weight_out = (p.to(dtype) for p in (weight_in, bias_in, weight_out))
@@ -85,15 +82,12 @@ class PositionBias(nn.Sequential):
             logits = weight_out @ hidden.relu_().flatten(0, 1).t()
             return 16 * torch.sigmoid(logits).unflatten(1, hidden.shape[:2])
 
-    def _parameters_in_use(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self[0].weight, self[0].bias, self[2].weight
-
     def clear_cache(self) -> None:
-        """Forget the biases."""
-        self._cache = _BiasCache()
+        """Forget the table."""
+        self._cache = _TableCache()
 
     def train(self, mode: bool = True) -> PositionBias:
-        """Switch mode and forget the biases."""
+        """Switch mode and forget the table."""
         self.clear_cache()
         return super().train(mode)
 
@@ -116,45 +110,39 @@ def _spread(table: Tensor, window: tuple[int, int], shape: tuple[int, int]) -> T
     return pairs.reshape(-1, h * w, h * w)
 
 
-class _BiasCache:
-    """Biases by shape and the parameters they were computed from. Never copied along with their module."""
+class _TableCache:
+    """One table and the parameters it was computed from. Never copied along with its module."""
 
     def __init__(self) -> None:
-        self.biases: dict[tuple[int, int], Tensor] | None = None
+        self.table: Tensor | None = None
         self.stamp: tuple[Any, ...] = ()
         self.copies: tuple[Tensor, ...] = ()
 
-    def get(self, parameters: tuple[Tensor, ...]) -> dict[tuple[int, int], Tensor] | None:
-        if self.biases is None or self.stamp != _stamp(parameters):
+    def get(self, parameters: tuple[Tensor, ...]) -> Tensor | None:
+        if self.table is None or self.stamp != _stamp(parameters):
             return None
         # Edits through ``.data`` leave no trace in the stamp; comparing values on CPU costs microseconds.
         if not all(torch.equal(a, b) for a, b in zip(self.copies, parameters)):
             return None
-        return self.biases
+        return self.table
 
-    def put(
-        self, parameters: tuple[Tensor, ...], biases: dict[tuple[int, int], Tensor]
-    ) -> dict[tuple[int, int], Tensor]:
+    def put(self, parameters: tuple[Tensor, ...], table: Tensor) -> Tensor:
         stamp = _stamp(parameters)
         if stamp:
-            self.stamp, self.biases = stamp, biases
+            self.stamp, self.table = stamp, table
             self.copies = tuple(p.detach().clone() for p in parameters if p.device.type == "cpu")
-        return biases
+        return table
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _BiasCache:
-        return _BiasCache()
+    def __deepcopy__(self, memo: dict[int, Any]) -> _TableCache:
+        return _TableCache()
 
-    def __reduce__(self) -> tuple[type[_BiasCache], tuple[()]]:
-        return _BiasCache, ()
-
-
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    def __reduce__(self) -> tuple[type[_TableCache], tuple[()]]:
+        return _TableCache, ()
 
 
 def _stamp(parameters: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """Identity and version of the parameters; empty for tensors that have neither."""
-    if any(p.is_inference() or p.is_meta for p in parameters):
+    if torch._C._are_functorch_transforms_active() or any(p.is_inference() or p.is_meta for p in parameters):
         return ()
     return tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
 

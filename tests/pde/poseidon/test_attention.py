@@ -210,7 +210,7 @@ def test_cached_bias_follows_every_change_of_parameters(change: object) -> None:
     bias = PositionBias(3, (4, 4), (4, 4)).eval()
     with torch.no_grad():
         before = bias()
-        assert bias._cache.biases is not None
+        assert bias._cache.table is not None
         change(bias)
         after, expected = bias(), fresh_table(bias)
     assert torch.equal(after, expected)
@@ -231,13 +231,13 @@ def test_bias_is_not_cached_when_it_needs_gradients_or_trains() -> None:
     bias = PositionBias(3, (4, 4), (4, 4)).eval()
     bias().sum().backward()
     assert bias[2].weight.grad is not None
-    assert bias._cache.biases is None
+    assert bias._cache.table is None
     with torch.no_grad():
         bias()
-        assert bias._cache.biases is not None
-        assert bias.train()._cache.biases is None
+        assert bias._cache.table is not None
+        assert bias.train()._cache.table is None
         bias()
-        assert bias._cache.biases is None
+        assert bias._cache.table is None
 
 
 def test_bias_cached_in_inference_mode_does_not_reach_training() -> None:
