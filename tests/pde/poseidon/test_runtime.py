@@ -109,6 +109,9 @@ def test_compiled_evaluation_follows_changed_weights() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)  # by inductor
 @pytest.mark.parametrize("training", [True, False])
 def test_inductor_agrees(training: bool) -> None:
     model = network(drop_path_rate=0.0).train(training)
