@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden import golden_files
+from metric_processes import gather
 from safetensors.torch import load_file
 
 from thalweg.pde import errors
@@ -181,20 +182,11 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         SpectralError(GROUPS, bands=[0, 9, 4])
 
 
-def _gather(rank: int, world: int, store: str, results: str) -> None:
-    """One of several processes: sees every second sample, reports the statistics over all."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    pred, target = fields("set0")
-    metric = RelativeLp(GROUPS)
-    metric.update(pred[rank::world], target[rank::world])
-    report = {key: value.item() for key, value in metric.compute().items()}
-    Path(results, f"{rank}.json").write_text(json.dumps(report))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.dist
 def test_medians_are_taken_over_all_processes(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_gather, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    pred, target = fields("set0")
+    args = (2, str(tmp_path / "store"), str(tmp_path), RelativeLp(GROUPS), pred, target)
+    torch.multiprocessing.spawn(gather, args=args, nprocs=2)
     golden = CASES["set0"]["train_metrics"]
     for rank in range(2):
         report = json.loads((tmp_path / f"{rank}.json").read_text())
