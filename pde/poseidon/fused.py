@@ -21,11 +21,6 @@ _CHUNK_ELEMENTS = 3 * 2**16
 # From this many products on oneDNN beats the library behind ``F.linear``; a small call costs 10 us more.
 _ONEDNN_PRODUCTS = 2**22
 
-# glibc gives freed memory back to the system beyond twice the largest block freed so far and fetches it
-# again page by page, 13,000 times in one training step. A block just below 32 MB that is never touched lets
-# it keep 64 MB.
-torch.empty(2**23 - 2**12, dtype=torch.float32, device="cpu")
-
 
 def runs_eagerly_on_cpu(x: Tensor) -> bool:
     """True outside compilation, autocast and functional transforms, for ordinary tensors on CPU."""
