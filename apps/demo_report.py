@@ -86,16 +86,22 @@ def final_time(plan: Plan) -> float:
     return plan.final_time * catalog.get(DOWNSTREAM).time_step
 
 
+def trajectories(count: int) -> str:
+    """A number of trajectories as text."""
+    return "1 trajectory" if count == 1 else f"{count} trajectories"
+
+
 def add_errors(report: Report, plan: Plan, results: dict[str, dict[int, dict[str, Any]]]) -> None:
     """Error by number of trajectories."""
     report.add_heading("Error on the unseen data set")
     rows = [
-        [LABELS[model], *(error_of(results[model][count]) for count in plan.trajectories)] for model in LABELS
+        [LABELS[model], *(f"{error_of(results[model][count]):.1f}" for count in plan.trajectories)]
+        for model in LABELS
     ]
     last = max(plan.trajectories)
     final = [error_of(results[model][last]) for model in LABELS]
     best = final.index(min(final))
-    report.add_table(["model", *(f"{count} trajectories" for count in plan.trajectories)], rows, best=best)
+    report.add_table(["model", *(trajectories(count) for count in plan.trajectories)], rows, best=best)
     report.add_text(
         "Median over the test trajectories of the relative L1 error of the velocity at "
         f"t = {final_time(plan):g}, in percent of normalised units, as in the Poseidon paper (arXiv "
@@ -111,7 +117,7 @@ def add_gains(report: Report, gains: dict[str, Any], folder: Path) -> None:
         folder / "gains" / "scaling.png", "Test error against the number of downstream trajectories"
     )
     rows = [
-        [LABELS.get(gain["model"], gain["model"]), gain["accuracy_gain"], efficiency(gain)]
+        [LABELS.get(gain["model"], gain["model"]), f"{gain['accuracy_gain']:.2f}", gain["efficiency"]]
         for gain in gains["gains"]
     ]
     header = ["model", f"accuracy gain at {gains['ag_samples']}", f"efficiency gain at {gains['eg_samples']}"]
@@ -119,14 +125,9 @@ def add_gains(report: Report, gains: dict[str, Any], folder: Path) -> None:
     report.add_text(
         "Accuracy gain: the FNO's error over the model's, at the same number of trajectories. Efficiency "
         "gain: how many times fewer trajectories the model needs for the FNO's error; 'at least' where "
-        "even the fewest suffice.",
+        "even the fewest suffice, 0 where it never got there.",
         note=True,
     )
-
-
-def efficiency(gain: dict[str, Any]) -> str:
-    """Efficiency gain as text."""
-    return f"{'at least ' if gain['lower_bound'] else ''}{gain['efficiency_gain']:.2f}"
 
 
 def add_pictures(report: Report, plan: Plan, folder: Path) -> None:
@@ -135,7 +136,7 @@ def add_pictures(report: Report, plan: Plan, folder: Path) -> None:
     for model, label in LABELS.items():
         pictures = sorted((folder / "results" / model / str(count)).glob("*.png"))
         if pictures:
-            report.add_heading(f"{label}, {count} trajectories")
+            report.add_heading(f"{label}, {trajectories(count)}")
         for picture in pictures:
             report.add_image(picture, f"{label}: {picture.stem.replace('_', ' ')}")
 

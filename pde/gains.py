@@ -113,6 +113,13 @@ class Gain:
     power_law: PowerLaw | None
     """Fit to the model's curve; None for a single point."""
 
+    @property
+    def efficiency(self) -> str:
+        """The efficiency gain as text, with what its limits mean."""
+        if self.efficiency_gain == 0:
+            return "0 (error not reached)"
+        return f"{'at least ' if self.lower_bound else ''}{self.efficiency_gain:.2f}"
+
 
 def fit_power_law(curve: ScalingCurve) -> PowerLaw | None:
     """Least squares of log E over log S; None for fewer than two points."""

@@ -36,6 +36,8 @@ def test_efficiency_gain_counts_the_samples_saved() -> None:
 def test_efficiency_gain_is_zero_if_the_error_is_never_reached() -> None:
     worse = ScalingCurve(name="worse", samples=(1, 1024), errors=(9, 3))
     assert efficiency_gain(worse, FNO, 1024) == 0
+    (gain,) = compare([worse], FNO, ag_samples=256, eg_samples=1024)
+    assert gain.efficiency == "0 (error not reached)"
     assert accuracy_gain(worse, FNO, 1024) == pytest.approx(1 / 12)
 
 
@@ -43,6 +45,7 @@ def test_a_model_better_from_the_start_gets_a_lower_bound() -> None:
     strong = ScalingCurve(name="strong", samples=(8, 1024), errors=(0.1, 0.01))
     base, gain = compare([FNO, strong], FNO, ag_samples=256, eg_samples=1024)
     assert (gain.efficiency_gain, gain.lower_bound) == (1024 / 8, True)
+    assert (base.efficiency, gain.efficiency) == ("1.00", "at least 128.00")
     assert (base.accuracy_gain, base.efficiency_gain, base.lower_bound) == (1, pytest.approx(1), False)
 
 
