@@ -16,9 +16,10 @@ def locate(spec: ProblemSpec, path: str | os.PathLike[str]) -> Path:
     the shards in a folder named like the file (``data/NS-Sines/velocity_0.nc``).
 
     Raises:
-        FileNotFoundError: nothing there; the message lists what was looked for.
+        FileNotFoundError: nothing there; the message lists what was looked for, and how to make it.
     """
     from thalweg.pde.data.formats.netcdf import shard_files
+    from thalweg.pde.solvers.recipes import FAMILIES
 
     path = Path(path)
     if path.is_file():
@@ -31,7 +32,8 @@ def locate(spec: ProblemSpec, path: str | os.PathLike[str]) -> Path:
             return folder
     shards = " or ".join(f"{variable.name}_<k>.nc" for variable in spec.variables)
     places = " nor in ".join(str(folder) for folder in folders)
-    raise FileNotFoundError(f"{spec.name}: neither {spec.file} nor shards {shards} in {places}")
+    made = f"; thalweg data generate {spec.name} --out {path} makes it" if spec.name in FAMILIES else ""
+    raise FileNotFoundError(f"{spec.name}: neither {spec.file} nor shards {shards} in {places}{made}")
 
 
 def expected(spec: ProblemSpec) -> str:

@@ -193,6 +193,10 @@ def test_missing_variable_lists_what_is_there(tmp_path: Path) -> None:
 def test_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither NS-BB\.nc nor shards velocity_<k>\.nc in .*NS-BB"):
         open_problem("NS-BB", tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"thalweg data generate NS-BB --out {tmp_path} makes it"):
+        open_problem("NS-BB", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"SE-AF$"):
+        open_problem("SE-AF", tmp_path)
 
 
 @pytest.mark.parametrize(
