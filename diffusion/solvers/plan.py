@@ -1,0 +1,122 @@
+"""A schedule as numbers ready for the device, and one run of it.
+
+With o the network's output at node k, the data prediction is x0 = a x + b o. A row of history holds
+x0 / b = o + (a / b) x, made by one addition; b is folded into the weights, so that the next state is
+r x + w rows, one product of a matrix with a vector. Rows lie in a ring as long as the schedule looks back.
+
+Shapes: N steps, M rows of the ring, state (B, C, ...), flat (F,) with F = B C ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Numbers of all steps of a run."""
+
+    ratio: tuple[float, ...]
+    """r, factor of the state in the next one."""
+    mix: tuple[float, ...]
+    """a / b, factor of the state beside the output in a row."""
+    scale: tuple[float, ...]
+    """b; used where rows hold the data prediction itself, because it is clipped."""
+    weights: tuple[tuple[float, ...], ...]
+    """w, weights of the M rows of the ring; row j mod M belongs to node j."""
+    clip: float | None
+    """Bound of the data prediction."""
+
+    @classmethod
+    def of(cls, schedule: SolverSchedule, output: str, clip: float | None) -> Plan:
+        """Compile a schedule for a network with a kind of output.
+
+        Raises:
+            ValueError: If the output says nothing about the data at a node.
+        """
+        ratio, weights = schedule.compile().steps()
+        a, b = np.array([data_of_output(node, output, i) for i, node in enumerate(schedule.nodes[:-1])]).T
+        if clip is None:
+            weights = weights * b
+        count = len(ratio)
+        used = np.abs(weights) > 1e-13 * np.abs(weights).max(1, keepdims=True)
+        size = max(k - int(np.argmax(used[k])) + 1 for k in range(count))
+        ring = np.zeros((count, size))
+        for k in range(count):
+            for j in range(max(0, k - size + 1), k + 1):
+                ring[k, j % size] = weights[k, j]
+        return cls(
+            ratio=tuple(ratio.tolist()),
+            mix=tuple((a / b).tolist()),
+            scale=tuple(b.tolist()),
+            weights=tuple(map(tuple, ring.tolist())),
+            clip=clip,
+        )
+
+
+class Run:
+    """State and history of one run; both in float32 at least.
+
+    Args:
+        plan: Numbers of the schedule.
+        sample: First state, for shape, precision and device.
+        begin: Node at which the run begins.
+    """
+
+    def __init__(self, plan: Plan, sample: Tensor, begin: int) -> None:
+        self.plan = plan
+        self.begin = begin
+        self.index = begin
+        self.dtype = torch.promote_types(sample.dtype, torch.float32)
+        self.shape = sample.shape
+        options = {"dtype": self.dtype, "device": sample.device}
+        size = len(plan.weights[0])
+        ring = torch.zeros((size, *sample.shape), **options)
+        self.rows = ring.unbind()
+        self.matrix = ring.view(size, -1).t()
+        self.vectors = torch.tensor(plan.weights, **options).unbind()
+        self.given: Tensor | None = None
+        self.version = 0
+        self.flat = self.state = sample
+
+    def step(self, output: Tensor, sample: Tensor) -> Tensor:
+        """Next state from the network's output at this one, in the precision of ``sample``."""
+        k = self.index - self.begin
+        if sample is not self.given or sample._version != self.version:
+            # Not what was returned last: the first state, or one that the pipeline has changed.
+            self.state = sample.to(self.dtype)
+            self.flat = self.state.reshape(-1)
+        row = self.rows[k % len(self.rows)]
+        torch.add(output, self.state, alpha=self.plan.mix[k], out=row)
+        if self.plan.clip is not None:
+            row.mul_(self.plan.scale[k]).clamp_(-self.plan.clip, self.plan.clip)
+        self.flat = torch.addmv(self.flat, self.matrix, self.vectors[k], beta=self.plan.ratio[k])
+        self.state = self.flat.view(self.shape)
+        result = self.state if sample.dtype == self.dtype else self.state.to(sample.dtype)
+        self.given, self.version = result, result._version
+        self.index += 1
+        return result
+
+
+def data_of_output(node: Node, output: str, i: int) -> tuple[float, float]:
+    """Numbers a, b of x0 = a x + b o.
+
+    Raises:
+        ValueError: For noise prediction at pure noise, which says nothing about the data.
+    """
+    alpha, sigma = node.alpha, node.sigma
+    if output == "sample":
+        return 0.0, 1.0
+    if output == "v_prediction":
+        return alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)
+    if output == "flow_prediction":
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+    if alpha == 0:
+        raise ValueError(f"node {i} is pure noise, where prediction_type epsilon says nothing about the data")
+    return 1 / alpha, -sigma / alpha
