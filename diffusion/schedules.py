@@ -261,8 +261,9 @@ class VPDiscrete(VariancePreserving):
         return _piecewise(np.asarray(log_alpha, np.float64), table[::-1], times[::-1])
 
     def label(self, t: Values) -> Array:
-        """Step of training, n t - 1; a whole number at the entries of the table."""
-        return self.n * np.asarray(t, np.float64) - 1
+        """Step of training, n t - 1; exactly a whole number at the entries of the table."""
+        label = self.n * np.asarray(t, np.float64) - 1
+        return np.where(np.abs(label - np.rint(label)) < 1e-6, np.rint(label) + 0.0, label)[()]
 
     def t_of_label(self, label: Values) -> Array:
         """Time of a step of training."""

@@ -7,8 +7,7 @@ For x = alpha x0 + sigma e with x0 ~ sum_k w_k N(m_k, S_k), component k of x has
 V_k = alpha^2 S_k + sigma^2 I, and with the responsibilities r_k(x) proportional to w_k N(x; alpha m_k, V_k)
 
     E[x0 | x] = sum_k r_k (m_k + alpha S_k V_k^-1 (x - alpha m_k)),
-    E[e | x] = sigma sum_k r_k V_k^-1 (x -
-    alpha m_k).
+    E[e | x]  = sigma sum_k r_k V_k^-1 (x - alpha m_k).
 """
 
 from __future__ import annotations
@@ -38,25 +37,26 @@ class GaussianMixture:
         ValueError: For shapes that do not fit, or matrices that are not covariances.
     """
 
-    def __init__(self, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> None:
+    def __init__(
+        self, weights: ArrayLike | Tensor, means: ArrayLike | Tensor, covariances: ArrayLike | Tensor
+    ) -> None:
         weights_K, means_KD, cov_KDD = (
-            torch.as_tensor(np.array(a, np.float64)) for a in (weights, means, covariances)
+            a.to(torch.float64) if isinstance(a, Tensor) else torch.tensor(np.asarray(a, np.float64))
+            for a in (weights, means, covariances)
         )
         if means_KD.ndim != 2:
             raise ValueError(f"means are K D numbers, got shape {tuple(means_KD.shape)}")
         k, d = means_KD.shape
         if weights_K.shape != (k,) or cov_KDD.shape != (k, d, d):
-            shapes = f"{tuple(weights_K.shape)} and {tuple(cov_KDD.shape)}"
-            raise ValueError(
-                f"{k} means of {d} dimensions need weights {(k,)}, covariances {(k, d, d)}; got {shapes}"
-            )
+            needed = f"weights {(k,)} and covariances {(k, d, d)}"
+            found = f"{tuple(weights_K.shape)} and {tuple(cov_KDD.shape)}"
+            raise ValueError(f"{k} means of {d} dimensions need {needed}, got {found}")
         if not (weights_K > 0).all():
             raise ValueError(f"weights must be positive, got {weights_K.tolist()}")
         variances_KD, axes_KDD = torch.linalg.eigh(cov_KDD)
         if not (variances_KD > 0).all() or not torch.allclose(cov_KDD, cov_KDD.mT):
-            raise ValueError(
-                f"covariances must be symmetric and positive; least variance {variances_KD.min()}"
-            )
+            least = float(variances_KD.min())
+            raise ValueError(f"covariances must be symmetric and positive, least variance {least}")
         self.weights_K = weights_K / weights_K.sum()
         self.means_KD = means_KD
         self.covariances_KDD = cov_KDD

@@ -104,8 +104,10 @@ def _times(
     finite = first
     if make not in IN_TIME and not np.isfinite(schedule.lam(first)):
         finite = min(FINITE, first)
-    t = np.full(1, first) if count == 1 else np.array(make(schedule, count, finite, last, **options))
-    t[0] = first
+    if count == 1:
+        return np.array([first])
+    t = np.array(make(schedule, count, finite, last, **options))
+    t[0], t[-1] = first, last
     if not np.all(np.diff(t) < 0):
         raise ValueError(f"the grid's times do not fall: {t.tolist()}")
     return t
@@ -125,8 +127,7 @@ def quadratic_t(
     schedule: NoiseSchedule, count: int, first: float, last: float, *, power: float = 2.0
 ) -> Array:
     """Even steps in a root of time: small steps at the end."""
-    t = np.linspace(first ** (1 / power), last ** (1 / power), count) ** power
-    return _with_ends(t, first, last)
+    return np.linspace(first ** (1 / power), last ** (1 / power), count) ** power
 
 
 def reverse_t(schedule: NoiseSchedule, count: int, first: float, last: float, *, power: float = 2.0) -> Array:
@@ -135,21 +136,27 @@ def reverse_t(schedule: NoiseSchedule, count: int, first: float, last: float, *,
 
 
 def shift(schedule: NoiseSchedule, count: int, first: float, last: float, *, shift: float = 3.0) -> Array:
-    """Even steps in u, where t = shift u / (1 + (shift - 1) u); both ends are times t."""
+    """Even steps in u, where t = shift u / (1 + (shift - 1) u); both ends are times t.
+
+    Raises:
+        ValueError: For times above one or a shift that is not positive.
+    """
+    if first > 1 or not shift > 0:
+        raise ValueError(f"a shift is positive, of times up to 1; got shift {shift} and time {first}")
     u = np.linspace(*(t / (shift - (shift - 1) * t) for t in (first, last)), count)
-    return _with_ends(shift * u / (1 + (shift - 1) * u), first, last)
+    return shift * u / (1 + (shift - 1) * u)
 
 
 def uniform_lambda(schedule: NoiseSchedule, count: int, first: float, last: float) -> Array:
     """Even steps in half the log signal-to-noise ratio."""
     ends = _finite_ends(schedule, first, last)
-    return _with_ends(schedule.t_of_lam(np.linspace(*ends, count)), first, last)
+    return schedule.t_of_lam(np.linspace(*ends, count))
 
 
 def karras(schedule: NoiseSchedule, count: int, first: float, last: float, *, rho: float = 7.0) -> Array:
     """Even steps in a root of the noise over the data; the grid of EDM."""
     low, high = (np.exp(-lam / rho) for lam in _finite_ends(schedule, first, last))
-    return _with_ends(schedule.t_of_lam(-rho * np.log(np.linspace(low, high, count))), first, last)
+    return schedule.t_of_lam(-rho * np.log(np.linspace(low, high, count)))
 
 
 def ays(
@@ -165,12 +172,10 @@ def ays(
 
     The table's ten entries and the schedule's end are eleven points, so ten evaluations and ``end="replace"``
     (or ``"keep"``) give the table. With ``stretch`` the lambdas of the table are mapped linearly onto the
-    range of any
-    schedule: its shape on a model that it was not made for.
+    range of any schedule: its shape on a model that it was not made for.
 
     Raises:
-        ValueError: For an unknown table, or a schedule or ends that it does not fit unless ``stretch`` is
-            set.
+        ValueError: For an unknown table, or ends that it does not fit unless ``stretch`` is set.
     """
     if table not in AYS_LABELS:
         raise ValueError(f"AYS table {table!r} is not known; known: {', '.join(AYS_LABELS)}")
@@ -183,7 +188,7 @@ def ays(
     elif not np.allclose(ends, (lam[0], lam[-1]), atol=1e-6):
         wanted = f"lambda from {lam[0]:.6f} to {lam[-1]:.6f}, got {ends[0]:.6f} to {ends[1]:.6f}"
         raise ValueError(f"AYS table {table!r} is for {wanted}; stretch=True maps it onto other ranges")
-    return _with_ends(schedule.t_of_lam(points), first, last)
+    return schedule.t_of_lam(points)
 
 
 def dmn(
@@ -199,7 +204,7 @@ def dmn(
     starts = [make(schedule, count, first, last) for make in (uniform_lambda, uniform_t, quadratic_t, karras)]
     lam = [np.asarray(schedule.lam(t)) for t in starts]
     best = minimise_bound(lam, order=order, error=error)
-    return _with_ends(schedule.t_of_lam(best), first, last)
+    return schedule.t_of_lam(best)
 
 
 def _finite_ends(schedule: NoiseSchedule, first: float, last: float) -> tuple[float, float]:
@@ -212,11 +217,6 @@ def _finite_ends(schedule: NoiseSchedule, first: float, last: float) -> tuple[fl
     if not np.all(np.isfinite(ends)):
         raise ValueError(f"grids in lambda need noise at both ends; it is infinite at t = {first} or {last}")
     return ends
-
-
-def _with_ends(t: Array, first: float, last: float) -> Array:
-    """Undo the rounding of the two ends."""
-    return np.concatenate([[first], t[1:-1], [last]])
 
 
 Grid = Callable[..., Array]
