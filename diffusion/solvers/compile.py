@@ -43,8 +43,12 @@ class Compiled:
         return r, self.C_pred[1:] - r[:, None] * self.C_pred[:-1]
 
 
-def compile_schedule(schedule: SolverSchedule) -> Compiled:
+def compile_schedule(schedule: SolverSchedule, *, second_derivative: float = 1.0) -> Compiled:
     """Coefficients of a schedule.
+
+    Args:
+        schedule: What to compile.
+        second_derivative: Factor of every second derivative; 0.5 is the fault that diffusers has at order 3.
 
     Raises:
         ValueError: If nodes are too close for their derivative estimates to be finite.
@@ -53,11 +57,12 @@ def compile_schedule(schedule: SolverSchedule) -> Compiled:
     predicted, corrected = np.zeros((count + 1, count + 1)), np.zeros((count + 1, count + 1))
     predicted[0, 0] = corrected[0, 0] = 1
     for i, step in enumerate(schedule.steps):
-        predicted[i + 1] = _advance(step, step.order, step.derivatives, i, schedule, predicted, corrected)
+        rows = (schedule, predicted, corrected, second_derivative)
+        predicted[i + 1] = _advance(step, step.order, step.derivatives, i, *rows)
         corrected[i + 1] = predicted[i + 1]
         if step.corrector is not None:
             again = (step.corrector.order, step.corrector.derivatives)
-            corrected[i + 1] = _advance(step, *again, i, schedule, predicted, corrected)
+            corrected[i + 1] = _advance(step, *again, i, *rows)
     if not (np.isfinite(predicted).all() and np.isfinite(corrected).all()):
         bad = int(np.argmin(np.isfinite(corrected).all(1) & np.isfinite(predicted).all(1)))
         raise ValueError(f"step {bad - 1}: coefficients are not finite; its nodes lie too close together")
@@ -72,6 +77,7 @@ def _advance(
     schedule: SolverSchedule,
     predicted: Row,
     corrected: Row,
+    second_derivative: float,
 ) -> Row:
     """Row of node i + 1: exact for the Taylor polynomial of the prediction at the start of the step."""
     nodes, v3 = schedule.nodes, schedule.v3
@@ -83,9 +89,9 @@ def _advance(
     if factor == math.inf:  # from alpha = 0: the state is pure noise, its data part is the prediction
         row, weights = end.alpha * _unit(step.start, predicted), [end.sigma]
     terms = [forms[step.start], *(_derivative(d, step, i, nodes, forms) for d in derivatives)]
-    for weight, term in zip(weights, terms, strict=True):
+    for k, (weight, term) in enumerate(zip(weights, terms, strict=True)):
         if term is not None:
-            row = row + weight * term
+            row = row + weight * (second_derivative if k == 2 else 1) * term
     return row
 
 

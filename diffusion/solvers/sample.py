@@ -10,15 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
+from thalweg.diffusion.solvers.linear import Compilable
+from thalweg.diffusion.solvers.schedule import Node
 
 Denoiser = Callable[[Tensor, Node], Tensor]
 """Data prediction at a state x = alpha x0 + sigma eps and its node, both of shape (B, ...)."""
 
 
-def sample(
-    schedule: SolverSchedule, denoiser: Denoiser, x_T: Tensor, mean: Tensor | None = None
-) -> list[Tensor]:
+def sample(schedule: Compilable, denoiser: Denoiser, x_T: Tensor, mean: Tensor | None = None) -> list[Tensor]:
     """All states that the network sees, and the result as the last one.
 
     Args:
@@ -32,7 +31,7 @@ def sample(
     """
     compiled = schedule.compile()
     states, predictions = [x_T], list[Tensor]()
-    for i in range(len(schedule.steps)):
+    for i in range(len(schedule.nodes) - 1):
         if i == 0 and schedule.first != "network":
             predictions.append(first_prediction(schedule, x_T, mean))
         else:
@@ -44,7 +43,7 @@ def sample(
     return states
 
 
-def first_prediction(schedule: SolverSchedule, x_T: Tensor, mean: Tensor | None) -> Tensor:
+def first_prediction(schedule: Compilable, x_T: Tensor, mean: Tensor | None) -> Tensor:
     """What stands for the network's data prediction at the start.
 
     Raises:

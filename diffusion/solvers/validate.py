@@ -84,6 +84,9 @@ def check_step(step: Step, i: int, nodes: Sequence[Node]) -> None:
             raise ValueError(f"{place}: a corrector of the last step would cost an evaluation")
         corrector = step.corrector
         check_order(corrector.order, corrector.derivatives, f"{place}, corrector", range(i + 2), step.start)
+        if corrector.order > 1 and from_noise:
+            order = corrector.order
+            raise ValueError(f"{place}, corrector: order {order} over an infinite range, allowed: 1")
 
 
 def check_order(

@@ -1,0 +1,93 @@
+"""Samplers given by their coefficients, for methods that are not multistep exponential integrators.
+
+Shapes: M evaluations, so M + 1 nodes. A row holds 1 + M numbers: factor of x_T, factors of x0_0 .. x0_{M-1}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from thalweg.diffusion.solvers.compile import Compiled, Row
+from thalweg.diffusion.solvers.schedule import FirstStep, Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coefficients:
+    """Nodes and coefficients, used as a SolverSchedule is: nodes, nfe, first and compile()."""
+
+    nodes: tuple[Node, ...]
+    """Where the network is evaluated, in this order, and the result; a node may come twice."""
+    compiled: Compiled
+    """Coefficients of all states; row i belongs to node i."""
+    first: FirstStep = "network"
+    """What stands for the prediction at node 0."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from, as JSON."""
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network."""
+        return len(self.nodes) - 1 - (self.first != "network")
+
+    def compile(self) -> Compiled:
+        """Coefficients of the states over the start and the data predictions, in float64."""
+        return self.compiled
+
+
+class Table:
+    """Rows of states as they are made; later rows are combinations of earlier ones and their predictions.
+
+    Args:
+        evaluations: Number M of evaluations.
+        start: Node of x_T.
+    """
+
+    def __init__(self, evaluations: int, start: Node) -> None:
+        self.rows = np.zeros((evaluations + 1, evaluations + 1))
+        self.rows[0, 0] = 1
+        self.nodes = [start]
+
+    def add(self, node: Node, row: Row) -> int:
+        """Append the state at a node; returns its number."""
+        self.rows[len(self.nodes)] = row
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def data(self, j: int) -> Row:
+        """Data prediction at state j."""
+        unit = np.zeros(self.rows.shape[1])
+        unit[1 + j] = 1
+        return unit
+
+    def noise(self, j: int) -> Row:
+        """Noise prediction at state j, (x - alpha x0) / sigma."""
+        return (self.rows[j] - self.nodes[j].alpha * self.data(j)) / self.nodes[j].sigma
+
+    def velocity(self, j: int) -> Row:
+        """Velocity of a rectified flow at state j, noise less data."""
+        return self.noise(j) - self.data(j)
+
+    def transfer(self, j: int, node: Node, noise: Row) -> Row:
+        """State j moved to a node with a fixed noise e: d(x / alpha) = e d rho, which is DDIM's step.
+
+        From alpha = 0 the state is pure noise, and its own prediction stands for the data.
+        """
+        if self.nodes[j].alpha == 0:
+            return node.alpha * self.data(j) + node.sigma * noise
+        factor = node.alpha / self.nodes[j].alpha
+        return factor * self.rows[j] + (node.sigma - factor * self.nodes[j].sigma) * noise
+
+    def done(self) -> Coefficients:
+        """The sampler; every row must have been made."""
+        assert len(self.nodes) == len(self.rows)
+        a, c = self.rows[:, 0], self.rows[:, 1:]
+        return Coefficients(nodes=tuple(self.nodes), compiled=Compiled(A=a, C=c, A_pred=a, C_pred=c))
+
+
+def mix(rows: Sequence[Row], weights: Sequence[float]) -> Row:
+    """Sum of rows with weights."""
+    return sum((w * row for w, row in zip(weights, rows, strict=True)), np.zeros_like(rows[0]))
