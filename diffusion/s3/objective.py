@@ -1,0 +1,115 @@
+"""How good a schedule is: its distance to a teacher on fixed starts, robustly averaged.
+
+The median over samples of the L2 distance ranks schedules as distribution distances do; the mean square is
+ruled by the few samples that end in another mode, and must not be used for ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.diffusion.solvers.sample import Denoiser, sample
+from thalweg.diffusion.solvers.schedule import SolverSchedule
+
+HOPELESS = 1e12
+"""Distance that stands for what is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Result of an evaluation; lower is better."""
+
+    value: float
+    """Median distance to the teacher."""
+    noise: float
+    """Standard error of the median, from quartiles."""
+    count: int
+    """Samples it rests on."""
+
+
+class TeacherError:
+    """Distance to the end states of a teacher from the same starts.
+
+    All candidates see the same starts (common random numbers), so that differences mean the schedule.
+
+    Args:
+        denoiser: Data prediction at a state and its node; called without gradients.
+        x_T: Starts, shape (B, ...).
+        target: Teacher's end states, shape (B, ...).
+        batch: Samples at once.
+    """
+
+    def __init__(self, denoiser: Denoiser, x_T: Tensor, target: Tensor, batch: int = 1024) -> None:
+        if x_T.shape != target.shape:
+            raise ValueError(f"starts {tuple(x_T.shape)} and targets {tuple(target.shape)} differ in shape")
+        self.denoiser = denoiser
+        self.x_T = x_T
+        self.target = target
+        self.batch = batch
+        self.evaluations = 0
+
+    def __len__(self) -> int:
+        """Number of starts."""
+        return len(self.x_T)
+
+    def errors(self, schedule: SolverSchedule, count: int | None = None) -> Tensor:
+        """Distances of the first ``count`` samples, shape (count,)."""
+        count = len(self) if count is None else min(count, len(self))
+        found = []
+        with torch.no_grad():
+            for start in range(0, count, self.batch):
+                part = slice(start, min(start + self.batch, count))
+                end = sample(schedule, self.denoiser, self.x_T[part])[-1]
+                found.append((end - self.target[part]).flatten(1).norm(dim=1))
+        self.evaluations += count * schedule.nfe
+        return torch.cat(found)
+
+    def __call__(self, schedule: SolverSchedule, count: int | None = None) -> Score:
+        """Score on the first ``count`` samples."""
+        return summarise(self.errors(schedule, count))
+
+
+def summarise(errors: Tensor) -> Score:
+    """Median and its standard error; what is not finite counts as hopelessly bad."""
+    # Not infinity, which interpolation would turn into NaN.
+    errors = torch.nan_to_num(errors.double(), nan=HOPELESS, posinf=HOPELESS).clamp_max(HOPELESS)
+    low, middle, high = torch.quantile(errors, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    # A normal's interquartile range is 1.349 deviations; its median is off by 1.253 deviations / sqrt(n).
+    spread = (high - low) / 1.349 * 1.253 / len(errors) ** 0.5
+    return Score(value=middle, noise=spread, count=len(errors))
+
+
+def halving(
+    schedules: list[SolverSchedule],
+    objective: Callable[[SolverSchedule, int], Score],
+    counts: tuple[int, ...],
+    keep: float = 0.5,
+) -> list[Score]:
+    """Score all schedules on few samples, and only the better part on more, in rounds.
+
+    Args:
+        schedules: Candidates.
+        objective: Score on the first so many samples.
+        counts: Samples of each round, rising.
+        keep: Part that goes on to the next round.
+
+    Returns:
+        The last score of each, in the order given.
+
+    Raises:
+        ValueError: If counts do not rise.
+    """
+    if list(counts) != sorted(set(counts)) or not counts:
+        raise ValueError(f"samples of the rounds must rise, got {counts}")
+    scores: dict[int, Score] = {}
+    alive = list(range(len(schedules)))
+    for count in counts:
+        for index in alive:
+            scores[index] = objective(schedules[index], count)
+        alive.sort(key=lambda index: (scores[index].value, index))
+        alive = alive[: max(1, round(keep * len(alive)))]
+    return [scores[index] for index in range(len(schedules))]
