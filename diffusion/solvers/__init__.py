@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thalweg.diffusion.solvers.compile import Compiled
+    from thalweg.diffusion.solvers.linear import LinearSchedule
     from thalweg.diffusion.solvers.schedule import SolverSchedule
 
-__all__ = ["Compiled", "SolverSchedule"]
+__all__ = ["Compiled", "LinearSchedule", "SolverSchedule"]
 
-_HOME = {"Compiled": "compile", "SolverSchedule": "schedule"}
+_HOME = {"Compiled": "compile", "LinearSchedule": "linear", "SolverSchedule": "schedule"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """The public JSON form of a solver schedule: ``{"nodes": [...], "steps": [...]}``.
 
+A schedule given by its weights has ``"weights"``, rows of 1, 2, .. N numbers, in place of ``"steps"``.
+
 Defaults are left out on writing and filled in on reading. What is not known is refused by its place.
 """
 
@@ -7,9 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import V3, Corrector, Derivative, Node, Scale, SolverSchedule, Step
+
+S = TypeVar("S", SolverSchedule, LinearSchedule)
 
 
 def write_schedule(schedule: SolverSchedule) -> dict[str, Any]:
@@ -22,6 +27,19 @@ def write_schedule(schedule: SolverSchedule) -> dict[str, Any]:
         values["first"] = schedule.first
     if schedule.v3 is not None:
         values["v3"] = {"l": schedule.v3.l, "s": schedule.v3.s}
+    if schedule.info:
+        values["info"] = dict(schedule.info)
+    return values
+
+
+def write_linear(schedule: LinearSchedule) -> dict[str, Any]:
+    """A schedule of weights as plain JSON values."""
+    values: dict[str, Any] = {
+        "nodes": [_node_dict(node) for node in schedule.nodes],
+        "weights": [list(row) for row in schedule.weights],
+    }
+    if schedule.first != "network":
+        values["first"] = schedule.first
     if schedule.info:
         values["info"] = dict(schedule.info)
     return values
@@ -56,23 +74,46 @@ def read_schedule(values: Mapping[str, Any]) -> SolverSchedule:
         ValueError: For a missing, unknown or malformed entry; the message gives its place.
     """
     top = _Reader(values, "schedule")
-    nodes = [_read_node(entry, f"node {i}") for i, entry in enumerate(top.sequence("nodes"))]
     steps = [_read_step(entry, f"step {i}") for i, entry in enumerate(top.sequence("steps"))]
-    first, info, nfe = top.optional("first", "network"), top.optional("info", {}), top.optional("nfe", None)
     v3 = top.optional("v3", None)
+    common, nfe = _read_common(top)
+    schedule = SolverSchedule(steps=tuple(steps), v3=None if v3 is None else _read_v3(v3), **common)
+    return _checked(schedule, nfe)
+
+
+def read_linear(values: Mapping[str, Any]) -> LinearSchedule:
+    """Read the JSON form of a schedule of weights.
+
+    Raises:
+        ValueError: For a missing, unknown or malformed entry; the message gives its place.
+    """
+    top = _Reader(values, "schedule")
+    weights = [_read_row(row, f"step {i}") for i, row in enumerate(top.sequence("weights"))]
+    common, nfe = _read_common(top)
+    return _checked(LinearSchedule(weights=tuple(weights), **common), nfe)
+
+
+def _read_common(top: _Reader) -> tuple[dict[str, Any], object]:
+    """What both forms have, and the number of evaluations if it is said; nothing else may be there."""
+    nodes = [_read_node(entry, f"node {i}") for i, entry in enumerate(top.sequence("nodes"))]
+    first, info, nfe = top.optional("first", "network"), top.optional("info", {}), top.optional("nfe", None)
     top.done()
     if not isinstance(info, Mapping):
         raise ValueError(f"schedule: info is {info!r}, not an object")
-    schedule = SolverSchedule(
-        nodes=tuple(nodes),
-        steps=tuple(steps),
-        first=first,
-        v3=None if v3 is None else _read_v3(v3),
-        info=info,
-    )
+    return {"nodes": tuple(nodes), "first": first, "info": info}, nfe
+
+
+def _checked(schedule: S, nfe: object) -> S:
     if nfe is not None and nfe != schedule.nfe:
         raise ValueError(f"schedule: nfe is {nfe} but its steps evaluate the network {schedule.nfe} times")
     return schedule
+
+
+def _read_row(values: object, place: str) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{place}: weights are {values!r}, not a list")
+    entry = _Reader({f"weight {j}": value for j, value in enumerate(values)}, place)
+    return tuple(entry.number(f"weight {j}") for j in range(len(values)))
 
 
 def _read_v3(values: object) -> V3:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
+from thalweg.diffusion.solvers.linear import Compilable
+from thalweg.diffusion.solvers.schedule import Node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,7 @@ class Plan:
     """Bound of the data prediction."""
 
     @classmethod
-    def of(cls, schedule: SolverSchedule, output: str, clip: float | None) -> Plan:
+    def of(cls, schedule: Compilable, output: str, clip: float | None) -> Plan:
         """Compile a schedule for a network with a kind of output.
 
         Raises:

@@ -18,6 +18,7 @@ from thalweg.checkpoints.atomic import write_text
 
 if TYPE_CHECKING:
     from thalweg.diffusion.solvers.compile import Compiled
+    from thalweg.diffusion.solvers.linear import LinearSchedule
 
 Prediction = Literal["noise", "data", "velocity", "v3"]
 ScaleKind = Literal["none", "linear", "bh1", "bh2", "exp"]
@@ -150,14 +151,16 @@ class SolverSchedule:
         return write_schedule(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SolverSchedule:
-        """Read a schedule.
+    def from_dict(cls, values: Mapping[str, Any]) -> SolverSchedule | LinearSchedule:
+        """Read a schedule; one with weights in place of steps comes as a LinearSchedule.
 
         Raises:
             ValueError: For a missing, unknown or malformed entry; the message gives its place.
         """
-        from thalweg.diffusion.solvers.encoding import read_schedule
+        from thalweg.diffusion.solvers.encoding import read_linear, read_schedule
 
+        if isinstance(values, Mapping) and "weights" in values and "steps" not in values:
+            return read_linear(values)
         return read_schedule(values)
 
     def save(self, path: str | Path) -> None:
@@ -165,8 +168,8 @@ class SolverSchedule:
         write_text(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> SolverSchedule:
-        """Read a JSON file.
+    def load(cls, path: str | Path) -> SolverSchedule | LinearSchedule:
+        """Read a JSON file of either form.
 
         Raises:
             ValueError: If it is not a schedule; the message names the file.

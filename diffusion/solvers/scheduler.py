@@ -18,6 +18,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from torch import Tensor
 
 from thalweg.diffusion.solvers.levels import level_of_label
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.plan import Plan, Run
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 from thalweg.diffusion.solvers.tail import from_node
@@ -68,7 +69,9 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
             self.set_timesteps(max(self._schedules))
 
     @classmethod
-    def from_schedules(cls, schedules: Sequence[SolverSchedule], **options: Any) -> SearchedScheduler:
+    def from_schedules(
+        cls, schedules: Sequence[SolverSchedule | LinearSchedule], **options: Any
+    ) -> SearchedScheduler:
         """Make a scheduler of schedules, one for each number of evaluations.
 
         Raises:
@@ -82,7 +85,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         return cls(schedules=found, **options)
 
     @property
-    def schedules(self) -> Mapping[int, SolverSchedule]:
+    def schedules(self) -> Mapping[int, SolverSchedule | LinearSchedule]:
         """Schedules by number of evaluations."""
         return self._schedules
 

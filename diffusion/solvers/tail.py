@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import Corrector, Derivative, SolverSchedule, Step
 
+S = TypeVar("S", SolverSchedule, LinearSchedule)
 
-def from_node(schedule: SolverSchedule, begin: int) -> SolverSchedule:
+
+def from_node(schedule: S, begin: int) -> S:
     """Steps from node ``begin``; estimates forget earlier nodes and lose the orders that needed them.
 
     Raises:
         ValueError: If there is no step from that node.
     """
+    if isinstance(schedule, LinearSchedule):
+        return schedule.from_node(begin)
     if begin == 0:
         return schedule
     if not 0 <= begin < len(schedule.steps):
