@@ -8,15 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from search_objectives import denoise, objective
 
 from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
 from thalweg.diffusion.s3.genes import Genes, StepGenes, decode, weight_of
 from thalweg.diffusion.s3.objective import HOPELESS, Score, TeacherError, halving, summarise
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.schedules import VE, Flow, VPCosine, VPDiscrete, VPLinear
-from thalweg.diffusion.solvers.sample import sample
-from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
+from thalweg.diffusion.solvers.schedule import SolverSchedule
 
 SPACES = {
     "vp": SearchSpace(noise=VPLinear(), nfe=6),
@@ -109,23 +108,6 @@ def test_spaces_without_schedules_are_refused(options: dict, message: str) -> No
         SearchSpace(noise=VPLinear(), **options)
 
 
-def denoise(x: Tensor, node: Node) -> Tensor:
-    """Two clusters at +1 and -1 of width 0.2 in each dimension."""
-    variance = 0.04 * node.alpha**2 + node.sigma**2
-    mean = torch.tanh(node.alpha * x / variance)
-    return mean + 0.04 * node.alpha * (x - node.alpha * mean) / variance
-
-
-def objective(count: int = 64) -> TeacherError:
-    x = torch.randn(count, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    space = SearchSpace(noise=VPLinear(), nfe=100, min_gap=1e-3)
-    fine = Genes(
-        times=space.repair(space.grid("uniform_lambda", 1e-3)),
-        steps=(StepGenes(order=3, corrector=True),) * 100,
-    )
-    return TeacherError(denoise, x, sample(space.schedule(fine), denoise, x)[-1])
-
-
 def run(evolution: Evolution, error: TeacherError, rounds: int, path: Path | None = None) -> None:
     while evolution.round < rounds or len(evolution.scores) < len(evolution.archive):
         for candidate in evolution.ask():
@@ -166,7 +148,7 @@ def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path) -> None:
 
 
 def test_a_predictor_that_knows_everything_saves_evaluations() -> None:
-    space, error = SearchSpace(noise=VPLinear(), nfe=5), objective(32)
+    space, error = SearchSpace(noise=VPLinear(), nfe=5), objective(count=32)
 
     def oracle(schedules: list[SolverSchedule], scores: list[Score]) -> object:
         assert len(schedules) == len(scores)

@@ -1,0 +1,83 @@
+"""Pools: the same scores wherever they are computed, and none lost with a worker."""
+
+from pathlib import Path
+
+import pytest
+from search_objectives import objective
+
+from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
+from thalweg.diffusion.s3.genes import Genes, StepGenes
+from thalweg.diffusion.s3.pool import FAILED, InlinePool, ObjectiveRef, ProcessPool, Task
+from thalweg.diffusion.s3.search import Progress, run_search
+from thalweg.diffusion.s3.space import SearchSpace
+from thalweg.diffusion.schedules import VPLinear
+
+SPACE = SearchSpace(noise=VPLinear(), nfe=4)
+CONFIG = EvolutionConfig(num_random=6, num_seeds=10, batch=8, parents=4)
+
+
+def tasks(orders: tuple[int, ...]) -> list[Task]:
+    times = SPACE.repair(SPACE.grid("uniform_lambda", 5e-3))
+    steps = [(StepGenes(order=2), StepGenes(order=2), StepGenes(order=n), StepGenes()) for n in orders]
+    return [(10 + i, SPACE.schedule(Genes(times=times, steps=s))) for i, s in enumerate(steps)]
+
+
+def pool(function: str, **options: object) -> ProcessPool:
+    return ProcessPool(ObjectiveRef(function=f"search_objectives:{function}", options=options), workers=2)
+
+
+def test_two_processes_end_like_one() -> None:
+    inline, processes = Evolution(SPACE, CONFIG), Evolution(SPACE, CONFIG)
+    run_search(inline, InlinePool(objective()), budget=30)
+    workers = pool("objective")
+    try:
+        run_search(processes, workers, budget=30)
+    finally:
+        workers.close()
+    assert processes.state_dict() == inline.state_dict()
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_worker_that_dies_takes_no_result_with_it(order: int, tmp_path: Path) -> None:
+    workers = pool("deadly", mark=str(tmp_path / "died"), order=order, always=False)
+    todo = tasks((2, 2, order, 2, 2))
+    try:
+        found = dict(workers.scores(todo))
+    finally:
+        workers.close()
+    assert (tmp_path / "died").exists()
+    expected = dict(InlinePool(objective()).scores(todo))
+    if order == 3:  # raises once it lives
+        expected[12] = FAILED
+        assert workers.errors == {12: "RuntimeError: out of memory"}
+    assert found == expected
+
+
+def test_a_candidate_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
+    workers = pool("deadly", mark=str(tmp_path / "died"), order=1, always=True)
+    todo = tasks((2, 1, 2))
+    try:
+        found = dict(workers.scores(todo))
+    finally:
+        workers.close()
+    assert found == {**dict(InlinePool(objective()).scores(todo)), 11: FAILED}
+    assert workers.errors == {11: "the worker died twice"}
+
+
+def test_a_search_goes_on_from_its_file_and_reports(tmp_path: Path) -> None:
+    state, seen = tmp_path / "search.json", list[Progress]()
+    whole = Evolution(SPACE, CONFIG)
+    run_search(whole, InlinePool(objective()), budget=40)
+    run_search(Evolution(SPACE, CONFIG), InlinePool(objective()), budget=20, state=state)
+    resumed = Evolution(SPACE, CONFIG)
+    run_search(resumed, InlinePool(objective()), budget=40, state=state, report=seen.append)
+    assert resumed.state_dict() == whole.state_dict()
+    assert [p.evaluated for p in seen] == list(range(seen[0].evaluated, seen[-1].evaluated + 1))
+    assert seen[-1].best == whole.best()[0][1].value
+
+
+def test_pools_that_cannot_work_say_so() -> None:
+    with pytest.raises(ValueError, match="needs a worker and a device, got 0"):
+        ProcessPool(ObjectiveRef(function="a:b"), workers=0)
+    with pytest.raises(ValueError, match="'search_objectives:nothing' is not module:function"):
+        ObjectiveRef(function="search_objectives:nothing").make("cpu")
