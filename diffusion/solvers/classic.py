@@ -47,9 +47,9 @@ def heun(nodes: Sequence[Node]) -> Coefficients:
     table = Table(_heun_evaluations(nodes), nodes[0])
     for node in nodes[1:]:
         j = len(table.nodes) - 1
-        k = table.add(node, table.transfer(j, node, table.noise(j)))
+        k = table.add(node, table.transfer(j, node, {j: 1}))
         if node.sigma > 0:
-            table.add(node, table.transfer(j, node, mix([table.noise(j), table.noise(k)], [0.5, 0.5])))
+            table.add(node, table.transfer(j, node, {j: 0.5, k: 0.5}))
     return table.done()
 
 
@@ -93,7 +93,7 @@ def lms(nodes: Sequence[Node], *, order: int = 4) -> Coefficients:
     for i, node in enumerate(nodes[1:]):
         used = range(i, max(i - order, -1), -1)
         weights = lagrange_means(rho[list(used)], rho[i], rho[i + 1])
-        table.add(node, table.transfer(i, node, mix([table.noise(j) for j in used], weights)))
+        table.add(node, table.transfer(i, node, dict(zip(used, weights, strict=True))))
     return table.done()
 
 
@@ -122,8 +122,7 @@ def ipndm(nodes: Sequence[Node], *, order: int = 4) -> Coefficients:
     table = Table(len(nodes) - 1, nodes[0])
     for i, node in enumerate(nodes[1:]):
         weights = ADAMS[min(i + 1, order) - 1]
-        noises = [table.noise(i - j) for j in range(len(weights))]
-        table.add(node, table.transfer(i, node, mix(noises, weights)))
+        table.add(node, table.transfer(i, node, {i - j: w for j, w in enumerate(weights)}))
     return table.done()
 
 
@@ -138,11 +137,10 @@ def plms(nodes: Sequence[Node]) -> Coefficients:
     """
     nodes = _checked(nodes, "plms")
     table = Table(len(nodes) - 1 + (len(nodes) > 2), nodes[0])
-    guess = table.add(nodes[1], table.transfer(0, nodes[1], table.noise(0)))
+    guess = table.add(nodes[1], table.transfer(0, nodes[1], {0: 1}))
     if len(nodes) == 2:
         return table.done()
-    mean = mix([table.noise(0), table.noise(guess)], [0.5, 0.5])
-    table.add(nodes[1], table.transfer(0, nodes[1], mean))
+    table.add(nodes[1], table.transfer(0, nodes[1], {0: 0.5, guess: 0.5}))
     _multistep(table, nodes[2:], [0])
     return table.done()
 
@@ -175,10 +173,10 @@ def pndm(nodes: Sequence[Node], *, middle: Sequence[Node] = ()) -> Coefficients:
 def _runge_kutta(table: Table, half: Node, node: Node) -> int:
     """The classic four stages with DDIM's transfer; returns the number of the state it starts from."""
     start = len(table.nodes) - 1
-    noises = [table.noise(start)]
-    for stage in (half, half, node):
-        noises.append(table.noise(table.add(stage, table.transfer(start, stage, noises[-1]))))
-    table.add(node, table.transfer(start, node, mix(noises, [1 / 6, 1 / 3, 1 / 3, 1 / 6])))
+    for j, stage in enumerate((half, half, node), start):
+        table.add(stage, table.transfer(start, stage, {j: 1}))
+    weights = {start: 1 / 6, start + 1: 1 / 3, start + 2: 1 / 3, start + 3: 1 / 6}
+    table.add(node, table.transfer(start, node, weights))
     return start
 
 
@@ -187,6 +185,5 @@ def _multistep(table: Table, nodes: Sequence[Node], history: list[int]) -> None:
     history = list(history)
     for node in nodes:
         history = [*history[-3:], len(table.nodes) - 1]
-        weights = ADAMS[len(history) - 1]
-        mixed = mix([table.noise(j) for j in reversed(history)], weights)
-        table.add(node, table.transfer(history[-1], node, mixed))
+        weights = dict(zip(reversed(history), ADAMS[len(history) - 1], strict=True))
+        table.add(node, table.transfer(history[-1], node, weights))

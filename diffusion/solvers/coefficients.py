@@ -71,15 +71,26 @@ class Table:
         """Velocity of a rectified flow at state j, noise less data."""
         return self.noise(j) - self.data(j)
 
-    def transfer(self, j: int, node: Node, noise: Row) -> Row:
-        """State j moved to a node with a fixed noise e: d(x / alpha) = e d rho, which is DDIM's step.
+    def transfer(self, j: int, node: Node, weights: Mapping[int, float]) -> Row:
+        """State j moved to a node with a mixed noise e = sum_k w_k e_k: d(x / alpha) = e d rho, DDIM's step.
 
-        From alpha = 0 the state is pure noise, and its own prediction stands for the data.
+        It is made of DDIM's step on the data and the differences e_k - e_j, so that little is lost where alpha
+        is small, and nothing is infinite at alpha = 0 as long as e is e_j.
+
+        Args:
+            j: State to move.
+            node: Where to.
+            weights: Weights of the noises by their states; they sum to one.
         """
-        if self.nodes[j].alpha == 0:
-            return node.alpha * self.data(j) + node.sigma * noise
-        factor = node.alpha / self.nodes[j].alpha
-        return factor * self.rows[j] + (node.sigma - factor * self.nodes[j].sigma) * noise
+        start = self.nodes[j]
+        ratio = node.sigma / start.sigma
+        row = ratio * self.rows[j] + (node.alpha - start.alpha * ratio) * self.data(j)
+        if others := {k: w for k, w in weights.items() if k != j}:
+            assert start.alpha > 0
+            noises = [self.noise(k) - self.noise(j) for k in others]
+            span = node.sigma - node.alpha / start.alpha * start.sigma
+            row = row + span * mix(noises, list(others.values()))
+        return row
 
     def done(self) -> Coefficients:
         """The sampler; every row must have been made."""

@@ -85,9 +85,10 @@ def _advance(
     values = {step.start, *(p for d in derivatives for p in d.nodes)}
     forms = {p: _prediction(step, p, nodes, predicted, v3) for p in values}
     factor, weights = taylor(step, start, end, order, v3)
-    row = factor * corrected[step.start]
     if factor == math.inf:  # from alpha = 0: the state is pure noise, its data part is the prediction
         row, weights = end.alpha * _unit(step.start, predicted), [end.sigma]
+    else:
+        row = factor * corrected[step.start]
     terms = [forms[step.start], *(_derivative(d, step, i, nodes, forms) for d in derivatives)]
     for k, (weight, term) in enumerate(zip(weights, terms, strict=True)):
         if term is not None:

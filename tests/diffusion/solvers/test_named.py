@@ -11,10 +11,13 @@ import torch
 from solver_runs import StepByStep, golden, mixture
 from torch import Tensor
 
+from thalweg.diffusion.solvers.adams import step_orders
+from thalweg.diffusion.solvers.classic import ADAMS, lagrange_means
 from thalweg.diffusion.solvers.coefficients import Coefficients
 from thalweg.diffusion.solvers.named import NAMED, named
 from thalweg.diffusion.solvers.sample import sample
 from thalweg.diffusion.solvers.schedule import Node, Scale, SolverSchedule
+from thalweg.diffusion.solvers.singlestep import block_sizes
 
 RUNS = {run["id"]: run for run in golden("baselines")[0]["runs"]}
 DEFECT = "third_order_half_second_derivative"
@@ -38,7 +41,10 @@ def flow_nodes(count: int, start: float = 1.0, end: float = 0.0) -> list[Node]:
 def build(name: str, nodes: list[Node], **options: Any) -> SolverSchedule | Coefficients:
     """A solver with what it needs beside its nodes."""
     if name == "pndm":
-        options["middle"] = [vp_node((a.lam + b.lam) / 2) for a, b in pairwise(nodes[:4])]
+        pairs = pairwise(nodes[:4])
+        options["middle"] = [
+            Node(alpha=(a.alpha + b.alpha) / 2, sigma=(a.sigma + b.sigma) / 2) for a, b in pairs
+        ]
     return named(name, nodes, **options)
 
 
@@ -228,3 +234,153 @@ def test_solvers_have_their_order(name: str, options: tuple[tuple[str, Any], ...
         nodes = flow_nodes(n, 0.85, 0.05) if NAMED[name].flow else vp_nodes(n, -1.5, 3)
         errors.append(error(sample(build(name, nodes, **given), mixture("gm16s"), start)[-1], grid))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[name, options], abs=0.2)
+
+
+# What holds for every solver
+
+GRIDS: dict[str, list[Node]] = {
+    "data to the end": vp_nodes(8, zero=True),
+    "noise at the end": vp_nodes(8),
+    "many steps": vp_nodes(20, zero=True),
+    "edm": [Node(alpha=1, sigma=rho) for rho in np.geomspace(80, 0.002, 9).tolist()],
+    "flow": flow_nodes(8),
+    "flow from alpha > 0": flow_nodes(8, 0.999, 0.01),
+}
+NEEDS_DATA = {"heun", "lms", "plms", "pndm"}
+"""Solvers in rho = sigma / alpha, which is infinite at the start of a flow."""
+
+
+def works_on(name: str, nodes: list[Node]) -> bool:
+    flow = all(abs(node.alpha + node.sigma - 1) < 1e-9 for node in nodes)
+    return (flow or not NAMED[name].flow) and not (name in NEEDS_DATA and nodes[0].alpha == 0)
+
+
+CASES = [(name, grid) for name in NAMED for grid, nodes in GRIDS.items() if works_on(name, nodes)]
+
+
+@pytest.mark.parametrize(("name", "grid"), CASES)
+def test_every_solver_is_exact_for_constant_data_and_keeps_noise_in_proportion(name: str, grid: str) -> None:
+    solver = build(name, GRIDS[grid])
+    compiled, first = solver.compile(), solver.nodes[0]
+    ratio = np.array([node.sigma for node in solver.nodes]) / first.sigma
+    alpha = np.array([node.alpha for node in solver.nodes])
+    assert np.array_equal(np.tril(compiled.C_pred, -1), compiled.C_pred)
+    for a, c in ((compiled.A, compiled.C), (compiled.A_pred, compiled.C_pred)):
+        np.testing.assert_allclose(a, ratio, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(c.sum(1), alpha - first.alpha * ratio, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("name", "grid"), CASES)
+def test_every_solver_says_what_it_is(name: str, grid: str) -> None:
+    solver = build(name, GRIDS[grid])
+    assert isinstance(solver, SolverSchedule) == (NAMED[name].form == "schedule")
+    assert solver.info["solver"] == name
+    assert (solver.nodes[0], solver.nodes[-1]) == (GRIDS[grid][0], GRIDS[grid][-1])
+    if isinstance(solver, SolverSchedule):
+        assert SolverSchedule.from_dict(solver.to_dict()) == solver
+        assert solver.nfe == len(GRIDS[grid]) - 1
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMED if NAMED[name].form == "schedule" and name[:4] != "flow"]
+)
+def test_steps_to_no_noise_are_data_predictions(name: str) -> None:
+    last = named(name, vp_nodes(8, zero=True)).steps[-1]
+    assert (last.start, last.prediction, last.order, last.corrector) == (7, "data", 1, None)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if works_on(name, flow_nodes(8))])
+def test_solvers_begin_a_flow_with_its_first_prediction(name: str) -> None:
+    compiled = named(name, flow_nodes(8)).compile()
+    assert compiled.A_pred[1] == pytest.approx(7 / 8, abs=1e-15)
+    assert compiled.C_pred[1, 0] == pytest.approx(1 / 8, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["heun", "flow_heun"])
+def test_heun_takes_two_evaluations_a_step_but_the_last(name: str) -> None:
+    flow = flow_nodes(5, 0.9, 0.0)
+    assert named(name, flow).nfe == 9
+    assert named(name, flow[:-1]).nfe == 8
+
+
+def test_orders_rise_with_the_history_and_fall_at_the_end() -> None:
+    assert step_orders(6, 3, lower_order_final=True) == [1, 2, 3, 3, 2, 1]
+    assert step_orders(6, 3, lower_order_final=False) == [1, 2, 3, 3, 3, 3]
+    assert step_orders(3, 3, lower_order_final=True) == [1, 2, 1]
+
+
+def test_short_runs_of_dpm_solver_end_on_lower_orders_by_default() -> None:
+    for name in ("dpm", "dpmpp", "deis"):
+        assert [step.order for step in named(name, vp_nodes(14), order=3).steps[-2:]] == [2, 1]
+        assert [step.order for step in named(name, vp_nodes(15), order=3).steps[-2:]] == [3, 3]
+
+
+def test_blocks_are_cut_as_in_diffusers() -> None:
+    assert block_sizes(9, 3, lower_order_final=True) == [3, 3, 2, 1]
+    assert block_sizes(10, 3, lower_order_final=True) == [3, 3, 3, 1]
+    assert block_sizes(8, 2, lower_order_final=True) == [2, 2, 2, 1, 1]
+    assert block_sizes(9, 3, lower_order_final=False) == [3, 3, 3]
+    assert block_sizes(4, 1, lower_order_final=True) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_linear_multistep_weights_are_those_of_adams_at_equal_distances(order: int) -> None:
+    means = lagrange_means(-np.arange(order, dtype=float), 0.0, 1.0)
+    np.testing.assert_allclose(means, ADAMS[order - 1], rtol=0, atol=1e-14)
+
+
+def test_order_three_is_exact_for_quadratic_data_and_the_library_is_not() -> None:
+    nodes = vp_nodes(6)
+    data = np.array([1 + node.lam - node.lam**2 / 2 for node in nodes[:-1]])
+    start, end = nodes[-2], nodes[-1]
+    # x0 = 1 + l - l^2/2 in x' sigma / alpha: the exact step by quadrature.
+    lam = np.linspace(start.lam, end.lam, 20001)
+    integrand = np.exp(lam - end.lam) * (1 + lam - lam**2 / 2)
+    exact = end.alpha * np.trapezoid(integrand, lam)
+    weights = {
+        compat: named("dpmpp", nodes, order=3, lower_order_final=False, compat=compat)
+        .compile()
+        .steps()[1][-1]
+        for compat in (None, "diffusers")
+    }
+    assert weights[None] @ data == pytest.approx(exact, abs=1e-8)
+    assert abs(weights["diffusers"] @ data - exact) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "options", "message"),
+    [
+        ("dpm3", vp_nodes(4), {}, "solver is 'dpm3', allowed: adams, ddim"),
+        ("ddim", vp_nodes(4), {"order": 2}, "ddim has no option 'order'; allowed: none"),
+        (
+            "unipc",
+            vp_nodes(4),
+            {"compat": "diffusers"},
+            "unipc has no option 'compat'; allowed: order, variant",
+        ),
+        ("dpmpp", vp_nodes(4), {"order": 4}, "order is 4, allowed: 1, 2, 3"),
+        ("dpmpp", vp_nodes(4), {"solver_type": "bh1"}, "solver_type is 'bh1', allowed: midpoint, heun"),
+        (
+            "dpmpp",
+            vp_nodes(4),
+            {"compat": "k-diffusion"},
+            "compat is 'k-diffusion', allowed: None, diffusers",
+        ),
+        ("adams", vp_nodes(4), {"order": True}, "order is True, allowed: 1, 2, 3, 4"),
+        ("adams", vp_nodes(4), {"prediction": "v"}, "prediction is 'v', allowed: noise, data, velocity"),
+        ("unipc", vp_nodes(4), {"variant": "bh3"}, "variant is 'bh3', allowed: bh1, bh2, vary"),
+        ("heun", flow_nodes(4), {}, "heun works in rho = sigma / alpha, but alpha is 0 at node 0"),
+        ("flow_heun", vp_nodes(4), {}, "needs a rectified flow"),
+        ("flow_adams", vp_nodes(4), {}, "prediction velocity needs a rectified flow"),
+        ("pndm", vp_nodes(6), {}, r"pndm needs 3 middle nodes .* found 0 and 7"),
+        ("lms", vp_nodes(4)[::-1], {}, "noise must fall from node to node"),
+        ("ddim", vp_nodes(4)[:1], {}, "a schedule needs at least one step"),
+        ("dpmpp_singlestep", vp_nodes(4)[:1], {}, "a schedule needs two nodes or more, found 1"),
+        ("ipndm", vp_nodes(4)[:1], {}, "ipndm needs two nodes or more, found 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    name: str, nodes: list[Node], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        named(name, nodes, **options)
