@@ -79,7 +79,7 @@ class NoiseSchedule:
         name = rest.pop("kind", None)
         if name not in SCHEDULES:
             raise ValueError(f"noise schedule {name!r} is not known; kinds: {', '.join(SCHEDULES)}")
-        chosen = SCHEDULES[name]
+        chosen: Any = SCHEDULES[name]
         known = [field.name for field in fields(chosen)]
         if unknown := sorted(set(rest) - set(known)):
             raise ValueError(

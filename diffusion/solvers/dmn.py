@@ -16,49 +16,50 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from torch import Tensor
 
 Array = NDArray[np.float64]
 ErrorModel = Literal["latent", "pixel"]
 
-_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+_POINTS, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(12))
 
 
-def step_weights(lam: Array, order: int = 3) -> Array:
-    """Weights w_ij of the data prediction at node j in step i of a multistep solver.
+def step_weights(lam: Tensor, order: int = 3) -> Tensor:
+    """Weights of the data predictions in the steps of a multistep solver: (i, k) is w_ij for j = i - k.
 
     Step i has order min(order, i + 1, N - i), so that it starts and ends with first order. The integrals are
     taken by Gauss's rule with twelve points, since closed forms cancel for short steps.
 
     Args:
-        lam: N + 1 rising values of lambda, after any other axes.
+        lam: N + 1 rising values of lambda in float64.
         order: Largest order.
 
     Returns:
-        N N in place of N + 1; row i sums to e^lambda_{i+1} - e^lambda_i.
+        N rows of ``order`` numbers; row i sums to e^lambda_{i+1} - e^lambda_i.
     """
-    count = lam.shape[-1] - 1
-    w = np.zeros((*lam.shape[:-1], count, count))
-    orders = _orders(count, order)
+    orders = _orders(len(lam) - 1, order)
+    w = lam.new_zeros(len(orders), order)
     for m in sorted(set(orders.tolist())):
-        (steps,) = np.nonzero(orders == m)
-        half = (lam[..., steps + 1] - lam[..., steps])[..., None] / 2
-        y = lam[..., steps, None] + half * (1 + _POINTS)
-        for j in range(m):
-            integrand = half * _WEIGHTS * np.exp(y)
-            for other in set(range(m)) - {j}:
-                away = (lam[..., steps - j] - lam[..., steps - other])[..., None]
-                integrand = integrand * (y - lam[..., steps - other, None]) / away
-            w[..., steps, steps - j] = integrand.sum(-1)
+        steps = (orders == m).nonzero()[:, 0]
+        half = (lam[steps + 1] - lam[steps])[:, None] / 2
+        y = lam[steps, None] + half * (1 + _POINTS)
+        for k in range(m):
+            integrand = half * _WEIGHTS * y.exp()
+            for other in set(range(m)) - {k}:
+                away = (lam[steps - k] - lam[steps - other])[:, None]
+                integrand = integrand * (y - lam[steps - other, None]) / away
+            w[steps, k] = integrand.sum(-1)
     return w
 
 
-def error_bound(lam: Array, order: int = 3, error: ErrorModel = "latent") -> Array:
-    """Bound on the error of the result for N + 1 rising nodes, one number for each set of nodes.
+def error_bound(lam: Tensor, order: int = 3, error: ErrorModel = "latent") -> Tensor:
+    """Bound on the error of the result for N + 1 rising nodes, one number.
 
     Args:
-        lam: N + 1 rising values of lambda, after any other axes.
+        lam: N + 1 rising values of lambda in float64.
         order: Order of the solver.
         error: How the network's error depends on the noise.
 
@@ -69,25 +70,25 @@ def error_bound(lam: Array, order: int = 3, error: ErrorModel = "latent") -> Arr
         raise ValueError(f"error model {error!r} is not known; known: {', '.join(get_args(ErrorModel))}")
     if order < 1:
         raise ValueError(f"the order of a solver is at least 1, got {order}")
-    start = lam[..., :-1]
-    log_error = -start if error == "pixel" else -start - 0.5 * np.logaddexp(0.0, 2 * start)
+    start = lam[:-1]
+    log_error = -start if error == "pixel" else -start - 0.5 * torch.nn.functional.softplus(2 * start)
     w = step_weights(lam, order)
-    full = _orders(w.shape[-1], order) == order
-    size = np.abs(w[..., full, :].sum(-2)) + np.abs(w[..., ~full, :]).sum(-2)
-    return np.sum(size * np.exp(log_error), axis=-1)
+    orders = _orders(len(start), order)
+    together, apart = torch.zeros_like(start), torch.zeros_like(start)
+    for k in range(order):
+        full, low = (orders == order).nonzero()[:, 0], ((orders < order) & (orders > k)).nonzero()[:, 0]
+        together = together.index_add(0, full - k, w[full, k])
+        apart = apart.index_add(0, low - k, w[low, k].abs())
+    return torch.sum((together.abs() + apart) * log_error.exp())
 
 
-def _orders(count: int, order: int) -> NDArray[np.int64]:
-    i = np.arange(count)
-    return np.minimum(order, np.minimum(i + 1, count - i))
+def _orders(count: int, order: int) -> Tensor:
+    i = torch.arange(count)
+    return torch.minimum(i + 1, count - i).clamp(max=order)
 
 
 def minimise_bound(
-    starts: list[Array],
-    *,
-    order: int = 3,
-    error: ErrorModel = "latent",
-    min_gap: float = 0.02,
+    starts: list[Array], *, order: int = 3, error: ErrorModel = "latent", min_gap: float = 0.02
 ) -> Array:
     """Rising nodes with the ends of the given ones and a small bound.
 
@@ -104,20 +105,20 @@ def minimise_bound(
     Raises:
         ValueError: As :func:`error_bound`.
     """
-    first, last, count = starts[0][0], starts[0][-1], len(starts[0]) - 1
+    first, last, count = float(starts[0][0]), float(starts[0][-1]), len(starts[0]) - 1
     floor = min(min_gap, (last - first) / count / 2)
     spare = last - first - count * floor
-    probes = 1e-6 * np.concatenate([np.zeros((1, count)), np.eye(count), -np.eye(count)])
 
-    def grid(z: Array) -> Array:
-        e = np.exp(z - z.max(axis=-1, keepdims=True))
-        gaps = floor + spare * e / e.sum(axis=-1, keepdims=True)
-        return first + np.concatenate([np.zeros_like(gaps[..., :1]), np.cumsum(gaps, axis=-1)], axis=-1)
+    def grid(z: Tensor) -> Tensor:
+        gaps = floor + spare * torch.softmax(z, 0)
+        return first + torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
 
-    def objective(z: Array) -> tuple[float, Array]:
-        """Logarithm of the bound and its gradient by central differences."""
-        f = np.log(error_bound(grid(z + probes), order, error))
-        return f[0], (f[1 : count + 1] - f[count + 1 :]) / 2e-6
+    def objective(values: Array) -> tuple[float, Array]:
+        """Logarithm of the bound and its gradient."""
+        z = torch.tensor(values, requires_grad=True)
+        f = error_bound(grid(z), order, error).log()
+        (slope,) = torch.autograd.grad(f, z)
+        return f.item(), slope.numpy()
 
     best, least = starts[0], np.inf
     for start in starts:
@@ -125,5 +126,5 @@ def minimise_bound(
         z = np.log(share / share.sum())
         found = minimize(objective, z, jac=True, method="L-BFGS-B", options={"maxiter": 200})
         if found.fun < least:
-            best, least = grid(found.x), found.fun
+            best, least = grid(torch.from_numpy(found.x)).numpy(), found.fun
     return best

@@ -143,7 +143,8 @@ def shift(schedule: NoiseSchedule, count: int, first: float, last: float, *, shi
     """
     if first > 1 or not shift > 0:
         raise ValueError(f"a shift is positive, of times up to 1; got shift {shift} and time {first}")
-    u = np.linspace(*(t / (shift - (shift - 1) * t) for t in (first, last)), count)
+    ends = [t / (shift - (shift - 1) * t) for t in (first, last)]
+    u = np.linspace(ends[0], ends[1], count)
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -200,7 +201,7 @@ def dmn(
     order: int = 3,
     error: ErrorModel = "latent",
 ) -> Array:
-    """Least a-priori error bound of a multistep solver of given order; takes seconds, calls no network."""
+    """Least a-priori error bound of a multistep solver of given order; calls no network."""
     starts = [make(schedule, count, first, last) for make in (uniform_lambda, uniform_t, quadratic_t, karras)]
     lam = [np.asarray(schedule.lam(t)) for t in starts]
     best = minimise_bound(lam, order=order, error=error)
