@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from thalweg.diffusion.solvers.coefficients import Coefficients
 from thalweg.diffusion.solvers.compile import compile_schedule
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import (
     Corrector,
     Derivative,
@@ -22,6 +22,7 @@ from thalweg.diffusion.solvers.schedule import (
     Step,
     multistep,
 )
+from thalweg.diffusion.solvers.table import linear
 
 SolverType = Literal["midpoint", "heun"]
 Variant = Literal["bh1", "bh2", "vary"]
@@ -118,7 +119,7 @@ def _dpm(
     solver_type: SolverType,
     lower_order_final: bool | None,
     compat: Literal["diffusers"] | None,
-) -> SolverSchedule | Coefficients:
+) -> SolverSchedule | LinearSchedule:
     choose("order", order, (1, 2, 3))
     choose("solver_type", solver_type, tuple(SOLVER_TYPES))
     choose("compat", compat, (None, "diffusers"))
@@ -127,8 +128,7 @@ def _dpm(
     schedule = adams(nodes, prediction=prediction, order=order, scale=scale, lower_order_final=final)
     if compat is None:
         return schedule
-    halved = compile_schedule(schedule, second_derivative=0.5)
-    return Coefficients(nodes=schedule.nodes, compiled=halved, first=schedule.first)
+    return linear(nodes, compile_schedule(schedule, second_derivative=0.5))
 
 
 def dpm(
@@ -138,7 +138,7 @@ def dpm(
     solver_type: SolverType = "midpoint",
     lower_order_final: bool | None = None,
     compat: Literal["diffusers"] | None = None,
-) -> SolverSchedule | Coefficients:
+) -> SolverSchedule | LinearSchedule:
     """Multistep DPM-Solver on noise prediction (Lu et al. 2022, arXiv 2206.00927).
 
     Args:
@@ -147,7 +147,7 @@ def dpm(
         solver_type: Scaling at order 2; midpoint is the authors' "dpmsolver", heun their "taylor".
         lower_order_final: Fall to order 1 at the end; where not given, below 15 steps.
         compat: "diffusers" halves the second derivative at order 3, as that library does (measured order 2),
-            and gives coefficients: a fault is not a schedule.
+            and gives weights, since no decision of a schedule does so.
 
     Raises:
         ValueError: For an option that is not there.
@@ -162,7 +162,7 @@ def dpmpp(
     solver_type: SolverType = "midpoint",
     lower_order_final: bool | None = None,
     compat: Literal["diffusers"] | None = None,
-) -> SolverSchedule | Coefficients:
+) -> SolverSchedule | LinearSchedule:
     """Multistep DPM-Solver++ on data prediction (Lu et al. 2022, arXiv 2211.01095); arguments as in dpm.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Methods that are not multistep exponential integrators, as coefficients: Heun, LMS, PNDM and their kin.
+"""Methods that are not multistep exponential integrators, as weights: Heun, LMS, PNDM and their kin.
 
 They extrapolate the noise e in other variables than lambda, or evaluate a node twice. With y = x / alpha and
 rho = sigma / alpha the ODE is dy/d rho = e; on a rectified flow it is dx/dt = u as well.
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.polynomial.legendre import leggauss
 
 from thalweg.diffusion.solvers.adams import choose
-from thalweg.diffusion.solvers.coefficients import Coefficients, Table, mix
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import Node
+from thalweg.diffusion.solvers.table import Table, mix
 from thalweg.diffusion.solvers.validate import check_nodes
 
 ADAMS = (
@@ -34,7 +35,7 @@ def _checked(nodes: Sequence[Node], method: str, *, finite: bool = True) -> tupl
     return tuple(nodes)
 
 
-def heun(nodes: Sequence[Node]) -> Coefficients:
+def heun(nodes: Sequence[Node]) -> LinearSchedule:
     """Heun's trapezoid in rho (Karras et al. 2022, arXiv 2206.00364, algorithm 1 without churn).
 
     N steps take 2 N evaluations, 2 N - 1 where the last node has sigma = 0, which Euler's method reaches.
@@ -53,7 +54,7 @@ def heun(nodes: Sequence[Node]) -> Coefficients:
     return table.done()
 
 
-def flow_heun(nodes: Sequence[Node]) -> Coefficients:
+def flow_heun(nodes: Sequence[Node]) -> LinearSchedule:
     """Heun's trapezoid in t on the velocity of a rectified flow; evaluations as in heun.
 
     Raises:
@@ -78,7 +79,7 @@ def _heun_evaluations(nodes: Sequence[Node]) -> int:
     return 2 * (len(nodes) - 1) - (nodes[-1].sigma == 0)
 
 
-def lms(nodes: Sequence[Node], *, order: int = 4) -> Coefficients:
+def lms(nodes: Sequence[Node], *, order: int = 4) -> LinearSchedule:
     """Linear multistep in rho: the polynomial through the last noises, integrated exactly (order 1 to 4).
 
     This is also DEIS with polynomials in rho (Zhang & Chen 2023, arXiv 2204.13902, "rho-AB").
@@ -109,7 +110,7 @@ def lagrange_means(points: np.ndarray, start: float, end: float) -> list[float]:
     return means
 
 
-def ipndm(nodes: Sequence[Node], *, order: int = 4) -> Coefficients:
+def ipndm(nodes: Sequence[Node], *, order: int = 4) -> LinearSchedule:
     """Improved PNDM (Zhang & Chen 2023, arXiv 2204.13902): PLMS that starts on lower orders.
 
     The weights are those of equal distances on any nodes; DDIM's step transfers the mixed noise.
@@ -126,7 +127,7 @@ def ipndm(nodes: Sequence[Node], *, order: int = 4) -> Coefficients:
     return table.done()
 
 
-def plms(nodes: Sequence[Node]) -> Coefficients:
+def plms(nodes: Sequence[Node]) -> LinearSchedule:
     """PNDM without its Runge-Kutta start (Liu et al. 2022, arXiv 2202.09778), as Stable Diffusion used it.
 
     The first step is made twice, the second time with the mean of the noises at its ends, of which the one at
@@ -145,7 +146,7 @@ def plms(nodes: Sequence[Node]) -> Coefficients:
     return table.done()
 
 
-def pndm(nodes: Sequence[Node], *, middle: Sequence[Node] = ()) -> Coefficients:
+def pndm(nodes: Sequence[Node], *, middle: Sequence[Node] = ()) -> LinearSchedule:
     """PNDM with its start by pseudo Runge-Kutta (Liu et al. 2022, arXiv 2202.09778), then PLMS.
 
     Each of the first three steps takes four evaluations, two of them at a node half way in time; N steps take

@@ -28,7 +28,7 @@ TOLERANCE = 1e-6
 
 
 class Compilable(Protocol):
-    """What can be sampled: a SolverSchedule, Coefficients, or a LinearSchedule."""
+    """What can be sampled: a SolverSchedule or a LinearSchedule."""
 
     @property
     def nodes(self) -> tuple[Node, ...]:

@@ -2,12 +2,12 @@
 
 Most are multistep exponential integrators, or singlestep ones, and come as a SolverSchedule: ddim, euler,
 dpm, dpmpp, dpm_singlestep, dpmpp_singlestep, deis, unip, unipc, adams, flow_euler, flow_adams and
-flow_singlestep. The others come as Coefficients: heun, flow_heun, lms, ipndm, plms, pndm, and the faulty dpm
-and dpmpp of ``compat="diffusers"``. Both can be sampled; only schedules have decisions to search over.
+flow_singlestep. The others come as a LinearSchedule: heun, flow_heun, lms, ipndm, plms, pndm, and the faulty
+dpm and dpmpp of ``compat="diffusers"``. Both can be sampled and saved; the former has decisions to search.
 
-All are the methods of their papers. Where diffusers differs, ``compat="diffusers"`` gives its coefficients:
-at order 3 its multistep DPM-Solvers halve the second derivative. Its other known faults are not those of
-coefficients: NaN of UniPC's bh1 at sigma = 0, the doubly shifted grid and the integer labels of flows.
+All are the methods of their papers. Where diffusers differs, ``compat="diffusers"`` gives its weights: at
+order 3 its multistep DPM-Solvers halve the second derivative. Its other known faults are not those of
+weights: NaN of UniPC's bh1 at sigma = 0, the doubly shifted grid and the integer labels of flows.
 
 Every step that ends at sigma = 0 is a data prediction of order 1.
 """
@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from thalweg.diffusion.solvers import adams, classic, singlestep
-from thalweg.diffusion.solvers.coefficients import Coefficients
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import Node, Scale, SolverSchedule
 
-Builder = Callable[..., SolverSchedule | Coefficients]
+Builder = Callable[..., SolverSchedule | LinearSchedule]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class Named:
 
     build: Builder
     """Makes it from nodes and options."""
-    form: Literal["schedule", "coefficients"]
+    form: Literal["schedule", "weights"]
     """What it comes as."""
     summary: str
     """One line."""
@@ -49,8 +49,8 @@ def _schedule(build: Builder, summary: str, *, flow: bool = False) -> Named:
     return Named(build=build, form="schedule", summary=summary, flow=flow)
 
 
-def _coefficients(build: Builder, summary: str, *, flow: bool = False) -> Named:
-    return Named(build=build, form="coefficients", summary=summary, flow=flow)
+def _weights(build: Builder, summary: str, *, flow: bool = False) -> Named:
+    return Named(build=build, form="weights", summary=summary, flow=flow)
 
 
 NAMED: dict[str, Named] = {
@@ -67,17 +67,17 @@ NAMED: dict[str, Named] = {
     "flow_euler": _schedule(adams.flow_euler, "Euler in t", flow=True),
     "flow_adams": _schedule(adams.flow_adams, "Adams-Bashforth in t, order 1-4", flow=True),
     "flow_singlestep": _schedule(singlestep.flow_singlestep, "Runge-Kutta in t, order 1-3", flow=True),
-    "heun": _coefficients(classic.heun, "trapezoid in sigma / alpha, two evaluations a step"),
-    "flow_heun": _coefficients(classic.flow_heun, "trapezoid in t, two evaluations a step", flow=True),
-    "lms": _coefficients(classic.lms, "Adams-Bashforth in sigma / alpha on any nodes, order 1-4"),
-    "ipndm": _coefficients(classic.ipndm, "weights of equal distances, lower orders first, order 1-4"),
-    "plms": _coefficients(classic.plms, "PNDM without Runge-Kutta, first step made twice"),
-    "pndm": _coefficients(classic.pndm, "PNDM with its Runge-Kutta start"),
+    "heun": _weights(classic.heun, "trapezoid in sigma / alpha, two evaluations a step"),
+    "flow_heun": _weights(classic.flow_heun, "trapezoid in t, two evaluations a step", flow=True),
+    "lms": _weights(classic.lms, "Adams-Bashforth in sigma / alpha on any nodes, order 1-4"),
+    "ipndm": _weights(classic.ipndm, "weights of equal distances, lower orders first, order 1-4"),
+    "plms": _weights(classic.plms, "PNDM without Runge-Kutta, first step made twice"),
+    "pndm": _weights(classic.pndm, "PNDM with its Runge-Kutta start"),
 }
 """Every known solver."""
 
 
-def named(name: str, nodes: Sequence[Node], **options: Any) -> SolverSchedule | Coefficients:
+def named(name: str, nodes: Sequence[Node], **options: Any) -> SolverSchedule | LinearSchedule:
     """Make a known solver on nodes.
 
     Args:
@@ -86,7 +86,7 @@ def named(name: str, nodes: Sequence[Node], **options: Any) -> SolverSchedule | 
         options: Those of its builder, see ``NAMED[name].options``.
 
     Returns:
-        A schedule, or coefficients; the name and the options are in its info.
+        A SolverSchedule, or a LinearSchedule; the name and the options are in its info.
 
     Raises:
         ValueError: For an unknown name or option, or nodes on which the method cannot work.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thalweg.diffusion.solvers.adams import step_orders
 from thalweg.diffusion.solvers.classic import ADAMS, lagrange_means
-from thalweg.diffusion.solvers.coefficients import Coefficients
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.named import NAMED, named
 from thalweg.diffusion.solvers.sample import sample
 from thalweg.diffusion.solvers.schedule import Node, Scale, SolverSchedule
@@ -38,7 +38,7 @@ def flow_nodes(count: int, start: float = 1.0, end: float = 0.0) -> list[Node]:
     return [Node(alpha=1 - t, sigma=t) for t in np.linspace(start, end, count + 1).tolist()]
 
 
-def build(name: str, nodes: list[Node], **options: Any) -> SolverSchedule | Coefficients:
+def build(name: str, nodes: list[Node], **options: Any) -> SolverSchedule | LinearSchedule:
     """A solver with what it needs beside its nodes."""
     if name == "pndm":
         pairs = pairwise(nodes[:4])
@@ -80,7 +80,7 @@ SCHEDULERS: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]] = 
 }
 
 
-def solver_of(run: dict[str, Any], **more: Any) -> SolverSchedule | Coefficients:
+def solver_of(run: dict[str, Any], **more: Any) -> SolverSchedule | LinearSchedule:
     nodes = [Node(**values) for values in run["nodes"]]
     if run["scheduler"] == "PNDMScheduler":  # node 1 is listed twice
         nodes = nodes[:1] + nodes[2:]
@@ -88,7 +88,7 @@ def solver_of(run: dict[str, Any], **more: Any) -> SolverSchedule | Coefficients
     return named(name, nodes, **options, **more)
 
 
-def states_of(run: dict[str, Any], solver: SolverSchedule | Coefficients) -> Tensor:
+def states_of(run: dict[str, Any], solver: SolverSchedule | LinearSchedule) -> Tensor:
     """States on the golden mixture in the convention of the run."""
     nodes = solver.nodes
     x_T = golden("baselines")[1]["x_T"].double()
@@ -276,8 +276,8 @@ def test_every_solver_says_what_it_is(name: str, grid: str) -> None:
     assert isinstance(solver, SolverSchedule) == (NAMED[name].form == "schedule")
     assert solver.info["solver"] == name
     assert (solver.nodes[0], solver.nodes[-1]) == (GRIDS[grid][0], GRIDS[grid][-1])
+    assert SolverSchedule.from_dict(solver.to_dict()) == solver
     if isinstance(solver, SolverSchedule):
-        assert SolverSchedule.from_dict(solver.to_dict()) == solver
         assert solver.nfe == len(GRIDS[grid]) - 1
 
 

@@ -1,4 +1,4 @@
-"""Samplers given by their coefficients, for methods that are not multistep exponential integrators.
+"""States as rows of coefficients, for methods that are not multistep exponential integrators.
 
 Shapes: M evaluations, so M + 1 nodes. A row holds 1 + M numbers: factor of x_T, factors of x0_0 .. x0_{M-1}.
 """
@@ -6,36 +6,20 @@ Shapes: M evaluations, so M + 1 nodes. A row holds 1 + M numbers: factor of x_T,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from thalweg.diffusion.solvers.compile import Compiled, Row
-from thalweg.diffusion.solvers.schedule import FirstStep, Node
+from thalweg.diffusion.solvers.linear import LinearSchedule
+from thalweg.diffusion.solvers.schedule import Node
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Coefficients:
-    """Nodes and coefficients, used as a SolverSchedule is: nodes, nfe, first and compile()."""
-
-    nodes: tuple[Node, ...]
-    """Where the network is evaluated, in this order, and the result; a node may come twice."""
-    compiled: Compiled
-    """Coefficients of all states; row i belongs to node i."""
-    first: FirstStep = "network"
-    """What stands for the prediction at node 0."""
-    info: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from, as JSON."""
-
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the network."""
-        return len(self.nodes) - 1 - (self.first != "network")
-
-    def compile(self) -> Compiled:
-        """Coefficients of the states over the start and the data predictions, in float64."""
-        return self.compiled
+def linear(nodes: Sequence[Node], compiled: Compiled) -> LinearSchedule:
+    """Coefficients as the weights of steps."""
+    weights = compiled.steps()[1].tolist()
+    return LinearSchedule(
+        nodes=tuple(nodes), weights=tuple(tuple(row[: i + 1]) for i, row in enumerate(weights))
+    )
 
 
 class Table:
@@ -74,8 +58,8 @@ class Table:
     def transfer(self, j: int, node: Node, weights: Mapping[int, float]) -> Row:
         """State j moved to a node with a mixed noise e = sum_k w_k e_k: d(x / alpha) = e d rho, DDIM's step.
 
-        It is made of DDIM's step on the data and the differences e_k - e_j, so that little is lost where alpha
-        is small, and nothing is infinite at alpha = 0 as long as e is e_j.
+        It is made of DDIM's step on the data and the differences e_k - e_j, so that little is lost where
+        alpha is small, and nothing is infinite at alpha = 0 as long as e is e_j.
 
         Args:
             j: State to move.
@@ -92,11 +76,11 @@ class Table:
             row = row + span * mix(noises, list(others.values()))
         return row
 
-    def done(self) -> Coefficients:
+    def done(self) -> LinearSchedule:
         """The sampler; every row must have been made."""
         assert len(self.nodes) == len(self.rows)
         a, c = self.rows[:, 0], self.rows[:, 1:]
-        return Coefficients(nodes=tuple(self.nodes), compiled=Compiled(A=a, C=c, A_pred=a, C_pred=c))
+        return linear(self.nodes, Compiled(A=a, C=c, A_pred=a, C_pred=c))
 
 
 def mix(rows: Sequence[Row], weights: Sequence[float]) -> Row:
