@@ -33,6 +33,8 @@ SOLVER_TYPES: dict[str, Scale] = {"midpoint": Scale(kind="bh2"), "heun": PLAIN}
 """Scaling of the first derivative at order 2: the choice of DPM-Solver, and the plain Taylor form."""
 VARIANTS: dict[str, Scale] = {"bh1": Scale(kind="bh1"), "bh2": Scale(kind="bh2"), "vary": PLAIN}
 """Scalings of UniPC, where order 2 leaves one free."""
+LEAST_ALPHA = 1e-6
+"""What stands for alpha = 0 where lambda must be finite."""
 SHORT = 15
 """Below this many steps DPM-Solver and DEIS end on lower orders, as published."""
 
@@ -57,6 +59,18 @@ def last_step(nodes: Sequence[Node], i: int, prediction: Prediction) -> Step | N
     if prediction == "velocity" or nodes[i + 1].sigma > 0:
         return None
     return Step(start=i, prediction="data", order=1)
+
+
+def lift_start(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes, with alpha = 1e-6 at a first node where it is 0, and sigma less by the same part.
+
+    Where lambda starts at minus infinity, a correction of the first step has no finite form for every
+    scaling; diffusers moves the node as well.
+    """
+    first = nodes[0]
+    if first.alpha > 0:
+        return tuple(nodes)
+    return (replace(first, alpha=LEAST_ALPHA, sigma=first.sigma * (1 - LEAST_ALPHA)), *nodes[1:])
 
 
 def adams(
@@ -198,6 +212,8 @@ def unipc(
 ) -> SolverSchedule:
     """UniPC (Zhao et al. 2023, arXiv 2302.04867), order 1 to 3; without the corrector it is UniP.
 
+    With the corrector a first node with alpha = 0 is moved, see lift_start.
+
     Args:
         nodes: Where the network is evaluated, and the result.
         order: Order of the predictor.
@@ -213,7 +229,7 @@ def unipc(
     choose("variant", variant, tuple(VARIANTS))
     choose("prediction", prediction, ("noise", "data"))
     return adams(
-        nodes,
+        lift_start(nodes) if corrector else nodes,
         prediction=prediction,
         order=order,
         scale=VARIANTS[variant],

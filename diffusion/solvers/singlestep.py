@@ -8,9 +8,13 @@ reached only where the second inner node lies at two thirds of its block, in lam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
-from thalweg.diffusion.solvers.adams import PLAIN, SOLVER_TYPES, SolverType, choose, last_step
-from thalweg.diffusion.solvers.schedule import Derivative, Node, Prediction, SolverSchedule, Step
+from thalweg.diffusion.solvers.adams import PLAIN, choose, last_step
+from thalweg.diffusion.solvers.schedule import Derivative, Node, Prediction, Scale, SolverSchedule, Step
+
+SolverType = Literal["midpoint", "heun", "dpmsolver"]
+SOLVER_TYPES: tuple[str, ...] = get_args(SolverType)
 
 
 def block_sizes(steps: int, order: int, lower_order_final: bool) -> list[int]:
@@ -44,14 +48,16 @@ def singlestep(
         nodes: Where the network is evaluated, and the result.
         prediction: noise, data, or velocity (rectified flow).
         order: Stages per block, 1 to 3.
-        solver_type: midpoint uses the newest stage alone, scaled at the second stage; heun uses all of them.
+        solver_type: midpoint and dpmsolver use the newest stage alone, and scale the second one; dpmsolver
+            does so in blocks of two only, as the paper, midpoint in blocks of three too, as diffusers. heun
+            uses all stages and scales none.
         lower_order_final: End on a block of size 1.
 
     Raises:
         ValueError: For an option that is not there.
     """
     choose("order", order, (1, 2, 3))
-    choose("solver_type", solver_type, tuple(SOLVER_TYPES))
+    choose("solver_type", solver_type, SOLVER_TYPES)
     choose("prediction", prediction, ("noise", "data", "velocity"))
     steps = len(nodes) - 1
     if steps < 1:
@@ -62,20 +68,23 @@ def singlestep(
         sizes = _cut_last(sizes)
     made, start = list[Step](), 0
     for size in sizes:
-        made += [_stage(start, j, prediction, solver_type) for j in range(size)]
+        scaled = prediction != "velocity" and (
+            solver_type == "midpoint" or (solver_type, size) == ("dpmsolver", 2)
+        )
+        made += [_stage(start, j, prediction, scaled, solver_type == "heun") for j in range(size)]
         start += size
     made[-1] = last_step(nodes, steps - 1, prediction) or made[-1]
     return SolverSchedule(nodes=tuple(nodes), steps=tuple(made))
 
 
-def _stage(start: int, j: int, prediction: Prediction, solver_type: SolverType) -> Step:
+def _stage(start: int, j: int, prediction: Prediction, scaled: bool, all_stages: bool) -> Step:
     """Stage j of the block that starts at a node; it reaches node start + j + 1."""
     derivatives: tuple[Derivative, ...] = ()
     if j == 1:
-        scale = PLAIN if prediction == "velocity" else SOLVER_TYPES[solver_type]
+        scale = Scale(kind="bh2") if scaled else PLAIN
         derivatives = (Derivative(k=1, nodes=(start + 1,), scale=scale),)
     if j == 2:
-        used = (start + 2,) if solver_type == "midpoint" else (start + 2, start + 1)
+        used = (start + 2, start + 1) if all_stages else (start + 2,)
         derivatives = tuple(Derivative(k=k, nodes=used) for k in range(1, len(used) + 1))
     return Step(start=start, prediction=prediction, order=len(derivatives) + 1, derivatives=derivatives)
 

@@ -1,16 +1,21 @@
 """Solver schedules run step by step, as their definition reads, without compiled coefficients."""
 
 import json
+import math
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from golden import golden_files
 from safetensors.torch import load_file
 from torch import Tensor
 
 from thalweg.diffusion.solvers.compile import derivative_weights, scale_factor, taylor
+from thalweg.diffusion.solvers.linear import LinearSchedule
+from thalweg.diffusion.solvers.named import named
 from thalweg.diffusion.solvers.sample import Denoiser
-from thalweg.diffusion.solvers.schedule import Corrector, SolverSchedule, Step
+from thalweg.diffusion.solvers.schedule import Corrector, Node, SolverSchedule, Step
 from thalweg.diffusion.toy import GaussianMixture
 
 
@@ -27,6 +32,29 @@ def mixture(name: str) -> Denoiser:
     names, arrays = ("weights", "means", "covariances"), golden("toy")[1]
     exact = GaussianMixture.from_dict({key: arrays[f"mix.{name}.{key}"].numpy() for key in names})
     return lambda x, node: exact.data(x, node.alpha, node.sigma)
+
+
+def vp_node(lam: float) -> Node:
+    return Node(alpha=1 / math.sqrt(1 + math.exp(-2 * lam)), sigma=1 / math.sqrt(1 + math.exp(2 * lam)))
+
+
+def vp_nodes(count: int, start: float = -4, end: float = 3, *, zero: bool = False) -> list[Node]:
+    nodes = [vp_node(lam) for lam in np.linspace(start, end, count + 1).tolist()]
+    return [*nodes[:-1], Node(alpha=1, sigma=0)] if zero else nodes
+
+
+def flow_nodes(count: int, start: float = 1.0, end: float = 0.0) -> list[Node]:
+    return [Node(alpha=1 - t, sigma=t) for t in np.linspace(start, end, count + 1).tolist()]
+
+
+def build(name: str, nodes: list[Node], **options: Any) -> SolverSchedule | LinearSchedule:
+    """A solver with what it needs beside its nodes."""
+    if name == "pndm":
+        pairs = pairwise(nodes[:4])
+        options["middle"] = [
+            Node(alpha=(a.alpha + b.alpha) / 2, sigma=(a.sigma + b.sigma) / 2) for a, b in pairs
+        ]
+    return named(name, nodes, **options)
 
 
 class StepByStep:
