@@ -49,7 +49,7 @@ class FitConfig:
     """Optimizer steps."""
     batch: int = 256
     """Schedules per step, all pairs of which are compared."""
-    lr: float = 5e-3
+    lr: float = 1e-2
     """Peak learning rate of AdamW, which falls to 0 by half a cosine."""
     weight_decay: float = 0.1
     """Decoupled weight decay."""

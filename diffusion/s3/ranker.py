@@ -63,6 +63,9 @@ class Ranker(nn.Module):
         layers: Layers of the LSTM.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, features: int, members: int = 5, hidden: int = 32, layers: int = 2) -> None:
         super().__init__()
         sizes = [features] + [hidden] * layers
