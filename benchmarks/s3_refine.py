@@ -2,10 +2,10 @@
 
     THALWEG_ORACLES=FOLDER python benchmarks/s3_refine.py [--nfe 4 5 6 8 10] [--iterations 800]
 
-Known multistep solvers are scanned over orders, predictions, grids and last times on the 256 training starts. A
-spread of them is refined on 192 of the starts and chosen by the other 64. Medians are over the 512 test starts.
-The bar is the best known solver over all grids, as stored with the problem; so is the ratio that a simple
-refinement reached ("stored"). One thread, float64.
+Known multistep solvers are scanned over orders, predictions, grids and last times on the 256 training
+starts. A spread of them is refined on 192 of the starts and chosen by the other 64. Medians are over the 512
+test starts. The bar is the best known solver over all grids, as stored with the problem; so is the ratio that
+a simple refinement reached ("stored"). One thread, float64.
 """
 
 from __future__ import annotations
