@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
     ),
     "evaluate": ("thalweg.apps.evaluate:evaluate", "score a checkpoint: JSON, predictions, pictures"),
     "gains": ("thalweg.apps.gains:gains", "efficiency and accuracy gains from scaling curves"),
+    "search": ("thalweg.apps.search:search", "the best few-step solver schedules of an image pipeline"),
     "export": (
         "thalweg.apps.export:export",
         "Lightning checkpoint -> Hugging Face folder, optionally pushed",
@@ -38,7 +39,7 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
 # verbs whose only positional word may be left out, and the option it stands for
 BARE_WORD = {"apps": "--name"}
 # commands that continue where they were stopped when they are given again
-CONTINUING = ("thalweg data generate", "thalweg demo")
+CONTINUING = ("thalweg data generate", "thalweg demo", "thalweg search")
 TRAINER = {
     "fit": "train or fine-tune (--app NAME | --config FILE ... | --resume RUN)",
     "validate": "run the validation set",

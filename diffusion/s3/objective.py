@@ -37,7 +37,8 @@ class TeacherError:
     All candidates see the same starts (common random numbers), so that differences mean the schedule.
 
     Args:
-        denoiser: Data prediction at a state and its node; called without gradients.
+        denoiser: Data prediction at a state and its node; called without gradients. One that depends on the
+            sample (a class, a prompt) has a method ``on(rows)`` that gives the denoiser of a part.
         x_T: Starts, shape (B, ...).
         target: Teacher's end states, shape (B, ...).
         batch: Samples at once.
@@ -63,7 +64,9 @@ class TeacherError:
         with torch.no_grad():
             for start in range(0, count, self.batch):
                 part = slice(start, min(start + self.batch, count))
-                end = sample(schedule, self.denoiser, self.x_T[part])[-1]
+                on = getattr(self.denoiser, "on", None)
+                denoiser = self.denoiser if on is None else on(part)
+                end = sample(schedule, denoiser, self.x_T[part])[-1]
                 found.append((end - self.target[part]).flatten(1).norm(dim=1))
         self.evaluations += count * schedule.nfe
         return torch.cat(found)
