@@ -1,7 +1,8 @@
 """``thalweg export`` and ``thalweg import``: Lightning checkpoints and published weights to tidy folders.
 
 A folder holds ``config.json``, ``model.safetensors`` (with an index if sharded), the model card ``README.md``
-and ``provenance.json``. It is complete before it appears under its name.
+and ``provenance.json``; an image denoiser becomes a diffusers pipeline. It is complete before it appears
+under its name.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def export(
 ) -> Path:
     """Turn a Lightning checkpoint into a Hugging Face folder, and optionally push it to the hub.
 
+    Checkpoints of the diffusion module become the folder of a diffusers pipeline.
+
     Args:
         ckpt: Checkpoint file of ``thalweg fit``.
         to: Folder to write.
@@ -51,6 +54,7 @@ def export(
         ValueError: If the checkpoint does not fit its configuration, the folder is in use, or the push fails.
     """
     from thalweg.apps.build import build_network
+    from thalweg.apps.export_pipeline import is_diffusion, write_pipeline
     from thalweg.apps.model_card import card_text, parameter_count, provenance_of, read_errors
     from thalweg.checkpoints import lightning_ckpt, strict
 
@@ -66,6 +70,9 @@ def export(
     table = read_errors(Path(errors)) if errors is not None else {}
 
     def fill(folder: Path) -> None:
+        if is_diffusion(checkpoint):
+            write_pipeline(network, folder, checkpoint, provenance, repo=push or target.name, license=license)
+            return
         card = card_text(
             network, repo=push or target.name, license=license, provenance=provenance, errors=table
         )

@@ -8,7 +8,7 @@ run lies under ``app_config`` as ``{"model": {"class_path": ..., "init_args": ..
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,8 @@ from thalweg.checkpoints.tensors import load_pickled
 Weights = Literal["auto", "ema", "raw"]
 CONFIG_KEY = "app_config"
 """Entry of the file under which the command line stores the run's configuration."""
+FACTS_KEY = "facts"
+"""Entry of the file under which a LightningModule stores what an export needs beside the configuration."""
 
 _WITHOUT_COMPILE_MARK = KeyMap([Rename(pattern=r"(?<![^.])_orig_mod\.", to="")])
 
@@ -40,6 +42,8 @@ class LightningCheckpoint:
     """Epochs completed when the file was written."""
     global_step: int
     """Optimizer steps done."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the LightningModule says about its weights beside the configuration, e.g. names of classes."""
 
     def network_state(self, prefix: str = "network.") -> dict[str, Tensor]:
         """Weights of one submodule, under its own names.
@@ -93,6 +97,7 @@ def read(path: str | Path, weights: Weights = "auto") -> LightningCheckpoint:
         app_config=content.get(CONFIG_KEY),
         epoch=int(content.get("epoch", 0)),
         global_step=int(content.get("global_step", 0)),
+        facts=content.get(FACTS_KEY, {}),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from thalweg.checkpoints.lightning_ckpt import FACTS_KEY
 from thalweg.core_optim.build import Optimization, build
 from thalweg.core_optim.config import GroupRule, OptimConfig
 from thalweg.diffusion import loss
@@ -90,6 +91,11 @@ class DiffusionModule(L.LightningModule):
     def configure_optimizers(self) -> Optimization:
         """Optimizer whose biases, norms and embeddings do not decay, with its schedule over the whole run."""
         return build(self.network, self.optim, self.trainer.estimated_stepping_batches, RULES)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the names of the classes, which an exported pipeline tells its users."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", [])
+        checkpoint[FACTS_KEY] = {"class_names": list(names)}
 
     def forward(self, x_BCHW: Tensor, label_B: Tensor, classes_B: Tensor | None = None) -> Tensor:
         """The network's answer for noisy images at the time labels of the schedule."""

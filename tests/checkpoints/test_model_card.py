@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard
 from thalweg.checkpoints.model_card import Card, read_front_matter, render, templates
 
 FIELDS = {"channels_in": 4, "channels_out": 4, "resolution": 128, "class_path": "thalweg.x.Net"}
+FIELDS |= {"import": "from x import P", "pipeline": "P", "arguments": "batch_size=4, ", "classes": "cat, dog"}
 CARD = Card(
     name="scOT T",
     repo="org/scot-t",
