@@ -61,7 +61,7 @@ def test_absolute_paths_lose_their_folders() -> None:
 
 
 def test_unknown_template_and_missing_place_are_named() -> None:
-    with pytest.raises(ValueError, match="card template 'posidon' is unknown, allowed: network, poseidon"):
+    with pytest.raises(ValueError, match="card template 'posidon' is unknown, allowed: network, pipe"):
         render("posidon", CARD)
     with pytest.raises(ValueError, match="needs a value for 'class_path'"):
         render("network", Card(name="x", repo="x", license="mit", summary="s"))
