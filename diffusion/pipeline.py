@@ -30,12 +30,12 @@ class ClassImagePipeline(DiffusionPipeline):
         self,
         unet: ModelMixin,
         scheduler: SchedulerMixin,
-        class_names: Sequence[str] = (),
+        class_names: list[str] | None = None,
         null_label: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(class_names=list(class_names), null_label=null_label)
+        self.register_to_config(class_names=list(class_names or ()), null_label=null_label)
 
     def labels(self, classes: int | str | Sequence[int | str] | None, count: int) -> Tensor | None:
         """Labels of `count` images; without classes the label for none.
