@@ -36,6 +36,8 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
     "import": ("thalweg.apps.export:import_", "published checkpoint -> verified local folder"),
     "demo": ("thalweg.apps.demo:demo", "the whole story on two CPU cores, with a report"),
 }
+# verbs that do something else where an option is given: verb -> (option, target)
+OTHERWISE = {"evaluate": ("--pipeline", "thalweg.apps.quality:evaluate_pipeline")}
 # verbs whose only positional word may be left out, and the option it stands for
 BARE_WORD = {"apps": "--name"}
 # commands that continue where they were stopped when they are given again
@@ -113,6 +115,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
         SystemExit: With one line on what the user can mend.
     """
     target = VERBS[verb][0]
+    if verb in OTHERWISE and any(word.partition("=")[0] == OTHERWISE[verb][0] for word in argv):
+        target = OTHERWISE[verb][1]
     if verb in BARE_WORD and argv and not argv[0].startswith("-"):
         argv = [BARE_WORD[verb], *argv]
     prog = f"thalweg {verb}"
@@ -122,6 +126,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
     try:
         if isinstance(target, dict):
             target, argv, prog = pick_subverb(verb, target, argv)
+        argv = located(argv)
         function = load(target)
         how: dict[str, Any] = {"prog": prog, "exit_on_error": False, "as_positional": True}
         options = vars(capture_parser(auto_cli, function, args=[], **how).get_defaults())
@@ -155,6 +160,23 @@ def load(target: str) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
+
+
+def located(argv: list[str]) -> list[str]:
+    """Replace the names of shipped configuration files after ``--config`` by their paths."""
+    if not any(word.partition("=")[0] == "--config" for word in argv):
+        return argv
+    from thalweg.apps.trainer_cli import find_config
+
+    found: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, has_value, value = word.partition("=")
+        if flag == "--config":
+            found += [flag, str(find_config(value if has_value else next(words, "")))]
+        else:
+            found.append(word)
+    return found
 
 
 def spell_out_switches(argv: list[str], defaults: dict[str, Any]) -> list[str]:
