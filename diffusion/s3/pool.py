@@ -10,28 +10,37 @@ from __future__ import annotations
 import importlib
 import itertools
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from thalweg.diffusion.s3.objective import HOPELESS, Score
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 
-Objective = Callable[[SolverSchedule], Score]
-Task = tuple[int, SolverSchedule]
+Schedule = SolverSchedule | LinearSchedule
+Task = tuple[int, Schedule]
 Result = tuple[int, Score]
 
 FAILED = Score(value=HOPELESS, noise=0.0, count=0)
 """Score of a candidate whose evaluation fails wherever it is tried."""
 
 
+class Objective(Protocol):
+    """Scores a schedule, lower is better."""
+
+    def __call__(self, schedule: Schedule, count: int | None = None) -> Score:
+        """Score on the first ``count`` samples, on all by default."""
+        ...
+
+
 class Pool(Protocol):
     """Evaluates candidates."""
 
-    def scores(self, tasks: Sequence[Task]) -> Iterator[Result]:
-        """Scores as they come, each with the number of its task."""
+    def scores(self, tasks: Sequence[Task], count: int | None = None) -> Iterator[Result]:
+        """Scores on the first ``count`` samples as they come, each with the number of its task."""
         ...
 
     def close(self) -> None:
@@ -49,10 +58,10 @@ class InlinePool:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
 
-    def scores(self, tasks: Sequence[Task]) -> Iterator[Result]:
-        """Scores in the order of the tasks."""
+    def scores(self, tasks: Sequence[Task], count: int | None = None) -> Iterator[Result]:
+        """Scores on the first ``count`` samples in the order of the tasks."""
         for number, schedule in tasks:
-            yield number, self.objective(schedule)
+            yield number, self.objective(schedule, count)
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -114,8 +123,8 @@ class ProcessPool:
             )
         return self._executor
 
-    def scores(self, tasks: Sequence[Task]) -> Iterator[Result]:
-        """Scores as they come.
+    def scores(self, tasks: Sequence[Task], count: int | None = None) -> Iterator[Result]:
+        """Scores on the first ``count`` samples as they come.
 
         Raises:
             ValueError: If workers cannot make their objective.
@@ -126,7 +135,7 @@ class ProcessPool:
         while left:
             # After a crash candidates go one by one, until it is clear which of them brought the worker down.
             batch = dict(itertools.islice(left.items(), 1)) if alone else left
-            for number, score in self._round(batch):
+            for number, score in self._round(batch, count):
                 del left[number]
                 yield number, score
             broken = any(number in left for number in batch)
@@ -145,19 +154,21 @@ class ProcessPool:
             else:
                 alone = True
 
-    def _round(self, tasks: Mapping[int, SolverSchedule]) -> Iterator[Result]:
+    def _round(self, tasks: Mapping[int, Schedule], count: int | None) -> Iterator[Result]:
         """Scores until all are there or a worker dies."""
         executor = self._start()
         futures: dict[Future[Score], int] = {}
         try:
             for number, schedule in tasks.items():
-                futures[executor.submit(_evaluate, schedule.to_dict())] = number
+                futures[executor.submit(_evaluate, schedule.to_dict(), count)] = number
             for future in as_completed(futures):
                 number = futures[future]
                 try:
                     yield number, future.result()
                 except BrokenProcessPool:
                     continue  # others may have finished before
+                except NoObjective as error:
+                    raise ValueError(f"no worker can make {self.objective.function!r}: {error}") from None
                 except Exception as error:  # a candidate's own fault must not end the search
                     self.errors[number] = f"{type(error).__name__}: {error}"
                     yield number, FAILED
@@ -171,7 +182,12 @@ class ProcessPool:
             self._executor = None
 
 
-_objective: Objective | None = None
+class NoObjective(Exception):
+    """A worker could not make its objective."""
+
+
+_objective: Objective | str = "not begun"
+"""The objective of this worker, or why there is none."""
 
 
 def _begin(reference: ObjectiveRef, devices: Any) -> None:
@@ -179,9 +195,13 @@ def _begin(reference: ObjectiveRef, devices: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    _objective = reference.make(devices.get())
+    try:
+        _objective = reference.make(devices.get())
+    except Exception as error:  # a worker that ends here would look like one that a candidate brought down
+        _objective = f"{type(error).__name__}: {error}"
 
 
-def _evaluate(values: dict[str, Any]) -> Score:
-    assert _objective is not None
-    return _objective(SolverSchedule.from_dict(values))
+def _evaluate(values: dict[str, Any], count: int | None) -> Score:
+    if isinstance(_objective, str):
+        raise NoObjective(_objective)
+    return _objective(SolverSchedule.from_dict(values), count)

@@ -1,7 +1,6 @@
 """Objectives that a worker process can make."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from thalweg.diffusion.s3.genes import Genes, StepGenes
 from thalweg.diffusion.s3.objective import Score, TeacherError
+from thalweg.diffusion.s3.pool import Objective, Schedule
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.schedules import VPLinear
 from thalweg.diffusion.solvers.sample import sample
@@ -31,17 +31,18 @@ def objective(device: str = "cpu", count: int = 64) -> TeacherError:
     return TeacherError(denoise, x, sample(space.schedule(fine), denoise, x)[-1])
 
 
-def deadly(device: str, mark: str, order: int, always: bool) -> Callable[[SolverSchedule], Score]:
+def deadly(device: str, mark: str, order: int, always: bool) -> Objective:
     """The same, but the process dies at schedules whose last but one step has this order: once, or always."""
     error = objective(device)
 
-    def evaluate(schedule: SolverSchedule) -> Score:
+    def evaluate(schedule: Schedule, count: int | None = None) -> Score:
+        assert isinstance(schedule, SolverSchedule)
         if schedule.steps[-2].order == order:
             if always or not Path(mark).exists():
                 Path(mark).touch()
                 os._exit(9)
             if order == 3:
                 raise RuntimeError("out of memory")
-        return error(schedule)
+        return error(schedule, count)
 
     return evaluate

@@ -11,6 +11,7 @@ from thalweg.diffusion.s3.pool import FAILED, InlinePool, ObjectiveRef, ProcessP
 from thalweg.diffusion.s3.search import Progress, run_search
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.schedules import VPLinear
+from thalweg.diffusion.solvers.linear import LinearSchedule
 
 SPACE = SearchSpace(noise=VPLinear(), nfe=4)
 CONFIG = EvolutionConfig(num_random=6, num_seeds=10, batch=8, parents=4)
@@ -74,6 +75,28 @@ def test_a_search_goes_on_from_its_file_and_reports(tmp_path: Path) -> None:
     assert resumed.state_dict() == whole.state_dict()
     assert [p.evaluated for p in seen] == list(range(seen[0].evaluated, seen[-1].evaluated + 1))
     assert seen[-1].best == whole.best()[0][1].value
+
+
+def test_a_pool_scores_on_the_first_samples_and_takes_schedules_of_weights() -> None:
+    todo = [*tasks((1, 2)), (20, LinearSchedule.of(tasks((3,))[0][1]))]
+    judge = objective()
+    expected = {number: judge(schedule, 24) for number, schedule in todo}
+    assert {score.count for score in expected.values()} == {24}
+    assert expected != {number: judge(schedule) for number, schedule in todo}
+    workers = pool("objective")
+    try:
+        assert dict(workers.scores(todo, 24)) == expected == dict(InlinePool(judge).scores(todo, count=24))
+    finally:
+        workers.close()
+
+
+def test_workers_that_cannot_make_their_objective_end_the_search() -> None:
+    workers = pool("objective", count=-1)
+    try:
+        with pytest.raises(ValueError, match="no worker can make .*:objective': RuntimeError"):
+            list(workers.scores(tasks((1,))))
+    finally:
+        workers.close()
 
 
 def test_pools_that_cannot_work_say_so() -> None:
