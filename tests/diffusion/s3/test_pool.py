@@ -93,7 +93,7 @@ def test_a_pool_scores_on_the_first_samples_and_takes_schedules_of_weights() -> 
 def test_workers_that_cannot_make_their_objective_end_the_search() -> None:
     workers = pool("objective", count=-1)
     try:
-        with pytest.raises(ValueError, match="no worker can make .*:objective': RuntimeError"):
+        with pytest.raises(ValueError, match=r"no worker can make .*:objective': RuntimeError"):
             list(workers.scores(tasks((1,))))
     finally:
         workers.close()
