@@ -157,6 +157,8 @@ def _write_aside(target: Path, fill: Callable[[Path], None]) -> None:
             return
         written = {path.name for path in aside.iterdir()}
         for name in sorted(written):
+            if (aside / name).is_dir() and (target / name).is_dir():
+                shutil.rmtree(target / name)  # a folder is not replaced by another
             os.replace(aside / name, target / name)
         # Weights of another layout would win over the new ones, or be pushed along with them.
         for pattern in ("model*.safetensors", "model*.json", "pytorch_model*.bin", "pytorch_model*.json"):

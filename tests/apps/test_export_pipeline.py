@@ -73,3 +73,14 @@ def test_the_folder_loads_without_this_package_and_draws_the_same(checkpoint: Pa
         start = torch.Generator().manual_seed(0)
         images.append(pipe([1, "7"], num_inference_steps=3, generator=start, output_type="pt").images)
     assert torch.equal(*images)
+
+
+def test_an_earlier_pipeline_is_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    main(["export", f"--ckpt={checkpoint}", f"--to={target}"])
+    (target / "unet" / "stale.safetensors").write_bytes(b"")
+    main(["export", f"--ckpt={checkpoint}", f"--to={target}", "--overwrite", "--weights=raw"])
+    assert not (target / "unet" / "stale.safetensors").exists()
+    wanted = lightning_ckpt.read(checkpoint, "raw").network_state()
+    found = ClassImagePipeline.from_pretrained(target).unet.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
