@@ -27,6 +27,8 @@ def network_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, Kind]:
         ValueError: For a scheduler that says neither betas nor a flow.
     """
     name = config.get("_class_name", "")
+    if config.get("noise_schedule") and config.get("prediction_type") in KINDS:  # SearchedScheduler
+        return NoiseSchedule.from_dict(config["noise_schedule"]), KINDS[config["prediction_type"]]
     if "FlowMatch" in str(name) or config.get("use_flow_sigmas") or config.get("prediction_type") in _FLOWS:
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return Flow(shift=float(shift or 1.0)), "flow"

@@ -6,6 +6,7 @@ for pixels with classes. Exported folders carry a copy of this file, so it impor
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -90,7 +91,7 @@ class ClassImagePipeline(DiffusionPipeline):
             batch_size: Number of images; that of the labels or latents by default.
             guidance_scale: 1 for no guidance; more makes images more typical of their class.
             num_inference_steps: Steps of the scheduler.
-            generator: Source of the noise.
+            generator: Source of the noise, and of that of schedulers that add some; one, or one per image.
             latents: Starting noise (B, C, H, W) in place of a generator's.
             output_type: ``pil``, ``np`` for floats (B, H, W, C), or ``pt`` for a tensor (B, C, H, W).
             return_dict: Return an ``ImagePipelineOutput`` rather than a tuple.
@@ -103,12 +104,14 @@ class ClassImagePipeline(DiffusionPipeline):
         x = self._start(batch_size, generator, latents)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        options = {"generator": generator} if takes_generator else {}
         for t in self.progress_bar(self.scheduler.timesteps):
             scaled = (
                 self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
             )
             answer = self.denoise(scaled, t, labels, guidance_scale)
-            x = self.scheduler.step(answer, t, x, return_dict=False)[0]
+            x = self.scheduler.step(answer, t, x, return_dict=False, **options)[0]
         self.maybe_free_model_hooks()
         images: object = (x.float() / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
