@@ -46,3 +46,8 @@ def deadly(device: str, mark: str, order: int, always: bool) -> Objective:
         return error(schedule, count)
 
     return evaluate
+
+
+def stillborn(device: str) -> Objective:
+    """Ends its process in place of an objective."""
+    os._exit(9)

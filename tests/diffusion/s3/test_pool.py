@@ -2,25 +2,14 @@
 
 from pathlib import Path
 
+import pool_facts
 import pytest
+from pool_facts import CONFIG, SPACE, tasks
 from search_objectives import objective
 
-from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
-from thalweg.diffusion.s3.genes import Genes, StepGenes
-from thalweg.diffusion.s3.pool import FAILED, InlinePool, ObjectiveRef, ProcessPool, Task
+from thalweg.diffusion.s3.evolution import Evolution
+from thalweg.diffusion.s3.pool import FAILED, InlinePool, ObjectiveRef, ProcessPool
 from thalweg.diffusion.s3.search import Progress, run_search
-from thalweg.diffusion.s3.space import SearchSpace
-from thalweg.diffusion.schedules import VPLinear
-from thalweg.diffusion.solvers.linear import LinearSchedule
-
-SPACE = SearchSpace(noise=VPLinear(), nfe=4)
-CONFIG = EvolutionConfig(num_random=6, num_seeds=10, batch=8, parents=4)
-
-
-def tasks(orders: tuple[int, ...]) -> list[Task]:
-    times = SPACE.repair(SPACE.grid("uniform_lambda", 5e-3))
-    steps = [(StepGenes(order=2), StepGenes(order=2), StepGenes(order=n), StepGenes()) for n in orders]
-    return [(10 + i, SPACE.schedule(Genes(times=times, steps=s))) for i, s in enumerate(steps)]
 
 
 def pool(function: str, **options: object) -> ProcessPool:
@@ -28,14 +17,12 @@ def pool(function: str, **options: object) -> ProcessPool:
 
 
 def test_two_processes_end_like_one() -> None:
-    inline, processes = Evolution(SPACE, CONFIG), Evolution(SPACE, CONFIG)
-    run_search(inline, InlinePool(objective()), budget=30)
     workers = pool("objective")
     try:
-        run_search(processes, workers, budget=30)
+        pool_facts.check_search_ends_like_inline(workers)
+        pool_facts.check_scores_on_the_first_samples(workers)
     finally:
         workers.close()
-    assert processes.state_dict() == inline.state_dict()
 
 
 @pytest.mark.parametrize("order", [1, 3])
@@ -77,17 +64,8 @@ def test_a_search_goes_on_from_its_file_and_reports(tmp_path: Path) -> None:
     assert seen[-1].best == whole.best()[0][1].value
 
 
-def test_a_pool_scores_on_the_first_samples_and_takes_schedules_of_weights() -> None:
-    todo = [*tasks((1, 2)), (20, LinearSchedule.of(tasks((3,))[0][1]))]
-    judge = objective()
-    expected = {number: judge(schedule, 24) for number, schedule in todo}
-    assert {score.count for score in expected.values()} == {24}
-    assert expected != {number: judge(schedule) for number, schedule in todo}
-    workers = pool("objective")
-    try:
-        assert dict(workers.scores(todo, 24)) == expected == dict(InlinePool(judge).scores(todo, count=24))
-    finally:
-        workers.close()
+def test_this_process_scores_on_the_first_samples() -> None:
+    pool_facts.check_scores_on_the_first_samples(InlinePool(objective()))
 
 
 def test_workers_that_cannot_make_their_objective_end_the_search() -> None:
