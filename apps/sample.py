@@ -94,7 +94,7 @@ def sample(
         "provenance": provenance(),
     }
     write_json(report, folder / "sample.json")
-    print(f"{len(images)} images, {calls} evaluations each, {seconds:.1f} s: {folder / 'grid.png'}")
+    print(f"{len(images)} images, {calls:g} evaluations each, {seconds:.1f} s: {folder / 'grid.png'}")
 
 
 def with_progress(

@@ -49,7 +49,7 @@ def open_pipeline(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPip
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(f"{name} is no pipeline's folder: it has no model_index.json")
     if not folder.exists() and (folder.is_absolute() or name.count("/") != 1 or name.startswith(".")):
-        raise ValueError(f"there is no folder {name}, and it is no owner/name of a pipeline on the Hub either")
+        raise ValueError(f"there is no folder {name}, and it is no owner/name of one on the Hub either")
     try:
         found = DiffusionPipeline.load_config(name)["_class_name"]
         ours = (found[-1] if isinstance(found, list) else found) == ClassImagePipeline.__name__
