@@ -26,9 +26,13 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
         },
         "list, describe, generate or assemble PDE data",
     ),
-    "evaluate": ("thalweg.apps.evaluate:evaluate", "score a checkpoint: JSON, predictions, pictures"),
+    "evaluate": (
+        "thalweg.apps.evaluate:evaluate",
+        "score a PDE checkpoint (--ckpt) or an image pipeline (--pipeline)",
+    ),
     "gains": ("thalweg.apps.gains:gains", "efficiency and accuracy gains from scaling curves"),
     "search": ("thalweg.apps.search:search", "the best few-step solver schedules of an image pipeline"),
+    "sample": ("thalweg.apps.sample:sample", "images from a diffusers pipeline and any scheduler"),
     "export": (
         "thalweg.apps.export:export",
         "Lightning checkpoint -> Hugging Face folder, optionally pushed",
