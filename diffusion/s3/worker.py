@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from thalweg.diffusion.s3.objective import Score
 from thalweg.diffusion.s3.pool import Objective, ObjectiveRef
@@ -46,6 +48,28 @@ class Worker:
             return {"score": asdict(self._objective(SolverSchedule.from_dict(values), count))}
         except Exception as error:  # a candidate's own fault must not end the search
             return {"error": _told(error)}
+
+
+def work_through(path: str) -> None:
+    """Evaluate the candidates of a file, and append to PATHl, line by line, what comes of them.
+
+    The file has ``function``, ``options``, ``device``, ``count`` and ``tasks``, pairs of number and schedule.
+    A line ``{"begun": n}`` precedes the outcome of candidate n, so that it is known of which one a job died.
+    """
+    told = json.loads(Path(path).read_text())
+    worker = Worker(told["function"], told["options"], told["device"])
+    with open(f"{path}l", "a") as out:
+        if (error := worker.begin()) is not None:
+            _append(out, {"no_objective": error})
+            return
+        for number, values in told["tasks"]:
+            _append(out, {"begun": number})
+            _append(out, {"number": number, **worker.evaluate(values, told["count"])})
+
+
+def _append(out: TextIO, values: dict[str, Any]) -> None:
+    out.write(json.dumps(values, allow_nan=False) + "\n")
+    out.flush()
 
 
 def read_score(outcome: Outcome) -> Score | str:
