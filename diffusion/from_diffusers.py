@@ -29,7 +29,8 @@ def network_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, Kind]:
     name = config.get("_class_name", "")
     if config.get("noise_schedule") and config.get("prediction_type") in KINDS:  # SearchedScheduler
         return NoiseSchedule.from_dict(config["noise_schedule"]), KINDS[config["prediction_type"]]
-    if "FlowMatch" in str(name) or config.get("use_flow_sigmas") or config.get("prediction_type") in _FLOWS:
+    flow = "FlowMatch" in str(name) or ("shift" in config and "beta_start" not in config)
+    if flow or config.get("use_flow_sigmas") or config.get("prediction_type") in _FLOWS:
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return Flow(shift=float(shift or 1.0)), "flow"
     kind = config.get("prediction_type", "epsilon")
