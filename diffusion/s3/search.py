@@ -23,6 +23,10 @@ class Progress:
     """Rounds begun."""
     best: float
     """Best score."""
+    network_evaluations: int
+    """Samples put through the network."""
+    tau: float | None
+    """Kendall's tau of the predictor's last guesses with what they turned out to be."""
 
 
 def run_search(
@@ -47,11 +51,11 @@ def run_search(
         evolution.load(state)
     saved = time.monotonic()
     while True:
-        waiting = len(evolution.scores) < len(evolution.archive)
-        if len(evolution.scores) >= budget and not waiting:
+        if len(evolution.scores) >= budget and not evolution.pending:
             return
-        tasks = [(c.number, evolution.space.schedule(c.genes)) for c in evolution.ask()]
-        for number, score in pool.scores(tasks):
+        asked = evolution.ask()
+        tasks = [(c.number, evolution.space.schedule(c.genes)) for c in asked]
+        for number, score in pool.scores(tasks, count=asked[0].count):
             evolution.tell({number: score})
             if state is not None and time.monotonic() - saved > save_every:
                 evolution.save(state)
@@ -63,5 +67,12 @@ def run_search(
 
 
 def _progress(evolution: Evolution, budget: int) -> Progress:
-    best = min(score.value for score in evolution.scores.values())
-    return Progress(evaluated=len(evolution.scores), budget=budget, round=evolution.round, best=best)
+    ((_, best),) = evolution.best()
+    return Progress(
+        evaluated=len(evolution.scores),
+        budget=budget,
+        round=evolution.round,
+        best=best.value,
+        network_evaluations=evolution.network_evaluations,
+        tau=next((tau for tau in reversed(evolution.taus) if tau is not None), None),
+    )
