@@ -1,0 +1,80 @@
+"""Distances between sets of features, in closed form and double precision.
+
+Shapes: N and M samples, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+GROUPS = 10
+
+
+def gaussian(features_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and unbiased covariance (F, F).
+
+    Raises:
+        ValueError: For less than two samples.
+    """
+    if len(features_NF) < 2:
+        raise ValueError(f"a covariance needs two samples or more, got {len(features_NF)}")
+    x = features_NF.double()
+    mean = x.mean(dim=0)
+    centred = x - mean
+    return mean, centred.T @ centred / (len(x) - 1)
+
+
+def frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
+    """Squared Frechet distance of two Gaussians (Dowson and Landau 1982; the FID of Heusel et al. 2017).
+
+    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2), which is symmetric positive semidefinite
+    inside, so that no complex root is met.
+    """
+    (mean_a, cov_a), (mean_b, cov_b) = a, b
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    inner = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0)
+    shift = (mean_a - mean_b).square().sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * inner.sqrt().sum())
+
+
+def polynomial_mmd(x_NF: Tensor, y_MF: Tensor) -> float:
+    """Unbiased squared MMD with the kernel (x.y / F + 1)^3, the KID of Binkowski et al. 2018.
+
+    All pairs are used, in place of the mean over subsets that libraries take.
+
+    Raises:
+        ValueError: For less than two samples of either.
+    """
+    n, m = len(x_NF), len(y_MF)
+    if min(n, m) < 2:
+        raise ValueError(f"a discrepancy needs two samples or more of each set, got {n} and {m}")
+    x, y = x_NF.double(), y_MF.double()
+    xx, yy, xy = cubic(x, x), cubic(y, y), cubic(x, y)
+    return float(
+        (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1)) - 2 * xy.mean()
+    )
+
+
+def cubic(x_NF: Tensor, y_MF: Tensor) -> Tensor:
+    """The kernel (x.y / F + 1)^3 of all pairs, (N, M)."""
+    return (x_NF @ y_MF.T / x_NF.shape[1] + 1) ** 3
+
+
+def jackknife(
+    statistic: Callable[[Tensor], float], samples_NF: Tensor, groups: int = GROUPS, least: int = 2
+) -> float:
+    """Standard error of a statistic, from leaving out each of a few groups in turn; needs no random numbers.
+
+    Infinite where there are not enough samples for two groups with ``least`` left.
+    """
+    groups = min(groups, len(samples_NF))
+    if groups < 2 or len(samples_NF) - -(-len(samples_NF) // groups) < least:
+        return float("inf")
+    # Groups of every so many samples, so that each has all classes where they come in turn.
+    kept = torch.arange(len(samples_NF)) % groups
+    values = torch.tensor([statistic(samples_NF[kept != k]) for k in range(groups)], dtype=torch.float64)
+    return float(((groups - 1) / groups * (values - values.mean()).square().sum()).sqrt())
