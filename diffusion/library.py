@@ -144,7 +144,7 @@ class LibraryScheduler:
         import diffusers
 
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*algorithm_types=dpmsolver", FutureWarning)
+            warnings.filterwarnings("ignore", ".*algorithm_type", FutureWarning)
             return like(self.config, getattr(diffusers, self.family), **self.options)
 
     def steps(self, nfe: int) -> int:

@@ -85,11 +85,11 @@ def test_every_variant_makes_the_evaluations_asked_for(config: Mapping[str, Any]
     "name",
     [
         "UniPCMultistep bh1 2 trailing",  # minus infinity times zero at sigma 0
-        "DPMSolverMultistep dpmsolver++ 2M midpoint karras sigma_min",  # the last step has no length
+        "DPMSolverMultistep dpmsolver++ 2M heun karras sigma_min",  # the last step has no length
     ],
 )
 def test_faults_of_diffusers_are_errors_and_not_images(name: str) -> None:
-    with pytest.raises(ArithmeticError, match=f"{name} with 5 evaluations gives values that are not finite"):
+    with pytest.raises(ArithmeticError, match="with 5 evaluations gives values that are not finite"):
         run_library(library_schedulers(BETAS)[name], lambda x, t, c: 0.3 * x, X_T, nfe=5)
 
 
