@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 import itertools
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -192,6 +194,7 @@ _objective: Objective | str = "not begun"
 
 def _begin(reference: ObjectiveRef, devices: Any) -> None:
     global _objective
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
@@ -199,6 +202,14 @@ def _begin(reference: ObjectiveRef, devices: Any) -> None:
         _objective = reference.make(devices.get())
     except Exception as error:  # a worker that ends here would look like one that a candidate brought down
         _objective = f"{type(error).__name__}: {error}"
+
+
+def _end_with_parent() -> None:
+    """Without this, workers of a search that is killed would wait for candidates for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _evaluate(values: dict[str, Any], count: int | None) -> Score:
