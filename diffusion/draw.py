@@ -240,16 +240,18 @@ def set_scheduler(pipe: DiffusionPipeline, scheduler: SchedulerMixin) -> None:
     """Give a pipeline a scheduler.
 
     Raises:
-        ValueError: If the pipeline leaves out the scaling that the scheduler needs.
+        ValueError: If the pipeline does not treat it as it needs to be.
     """
-    from diffusers import DDPMPipeline
+    from diffusers import DDPMPipeline, DiTPipeline
 
-    name = type(scheduler).__name__
+    name, where = type(scheduler).__name__, type(pipe).__name__
     scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
-    if isinstance(pipe, DDPMPipeline) and scale != 1.0:
+    if isinstance(pipe, DDPMPipeline | DiTPipeline) and scale != 1.0:
         raise ValueError(
-            f"DDPMPipeline does not scale its noise, which {name} needs (by {scale:.4g}); use another one"
+            f"{where} does not scale its noise, which {name} needs (by {scale:.4g}); use another"
         )
+    if isinstance(pipe, DDPMPipeline) and "generator" not in inspect.signature(scheduler.step).parameters:
+        raise ValueError(f"{where} gives its generator to every step, but {name} takes none; use another")
     pipe.scheduler = scheduler
 
 
