@@ -247,9 +247,7 @@ def set_scheduler(pipe: DiffusionPipeline, scheduler: SchedulerMixin) -> None:
     name, where = type(scheduler).__name__, type(pipe).__name__
     scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
     if isinstance(pipe, DDPMPipeline | DiTPipeline) and scale != 1.0:
-        raise ValueError(
-            f"{where} does not scale its noise, which {name} needs (by {scale:.4g}); use another"
-        )
+        raise ValueError(f"{where} does not scale noise, which {name} needs (by {scale:.4g}); use another")
     if isinstance(pipe, DDPMPipeline) and "generator" not in inspect.signature(scheduler.step).parameters:
         raise ValueError(f"{where} gives its generator to every step, but {name} takes none; use another")
     pipe.scheduler = scheduler
