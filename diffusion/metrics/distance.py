@@ -35,16 +35,28 @@ def frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
     """
     (mean_a, cov_a), (mean_b, cov_b) = a, b
     values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    inner = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0)
+    root = (vectors * _without_rounding(values).sqrt()) @ vectors.T
+    inner = _without_rounding(torch.linalg.eigvalsh(root @ cov_b @ root))
     shift = (mean_a - mean_b).square().sum()
-    return float(shift + cov_a.trace() + cov_b.trace() - 2 * inner.sqrt().sum())
+    return max(0.0, float(shift + cov_a.trace() + cov_b.trace() - 2 * inner.sqrt().sum()))
 
 
-def polynomial_mmd(x_NF: Tensor, y_MF: Tensor) -> float:
+def _without_rounding(values: Tensor) -> Tensor:
+    """Eigenvalues with nought for those that are rounding errors, which a square root would make large."""
+    least = len(values) * torch.finfo(values.dtype).eps * float(values.abs().max())
+    return torch.where(values > least, values, 0.0)
+
+
+def polynomial_mmd(x_NF: Tensor, y_MF: Tensor, paired: bool = False) -> float:
     """Unbiased squared MMD with the kernel (x.y / F + 1)^3, the KID of Binkowski et al. 2018.
 
     All pairs are used, in place of the mean over subsets that libraries take.
+
+    Args:
+        x_NF: Features.
+        y_MF: Features.
+        paired: Row i of both belongs together, as from one noise, and is left out of the products between
+            the sets (Gretton et al. 2012, Eq. 4), so that equal sets are at distance nought.
 
     Raises:
         ValueError: For less than two samples of either.
@@ -54,8 +66,9 @@ def polynomial_mmd(x_NF: Tensor, y_MF: Tensor) -> float:
         raise ValueError(f"a discrepancy needs two samples or more of each set, got {n} and {m}")
     x, y = x_NF.double(), y_MF.double()
     xx, yy, xy = cubic(x, x), cubic(y, y), cubic(x, y)
+    between = (xy.sum() - xy.trace()) / (n * (n - 1)) if paired else xy.mean()
     return float(
-        (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1)) - 2 * xy.mean()
+        (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1)) - 2 * between
     )
 
 
@@ -65,16 +78,24 @@ def cubic(x_NF: Tensor, y_MF: Tensor) -> Tensor:
 
 
 def jackknife(
-    statistic: Callable[[Tensor], float], samples_NF: Tensor, groups: int = GROUPS, least: int = 2
+    statistic: Callable[[Tensor], float], count: int, groups: int = GROUPS, least: int = 2
 ) -> float:
-    """Standard error of a statistic, from leaving out each of a few groups in turn; needs no random numbers.
+    """Standard error of a statistic of samples, from leaving out each of a few groups in turn.
 
-    Infinite where there are not enough samples for two groups with ``least`` left.
+    It needs no random numbers. Infinite where there are not enough samples for two groups with ``least``
+    left.
+
+    Args:
+        statistic: Of the samples with these numbers.
+        count: Samples.
+        groups: Groups; sample i is in group i modulo their number, so that each has all of the classes that
+            come in turn.
+        least: Samples that the statistic needs.
     """
-    groups = min(groups, len(samples_NF))
-    if groups < 2 or len(samples_NF) - -(-len(samples_NF) // groups) < least:
+    groups = min(groups, count)
+    if groups < 2 or count - -(-count // groups) < least:
         return float("inf")
-    # Groups of every so many samples, so that each has all classes where they come in turn.
-    kept = torch.arange(len(samples_NF)) % groups
-    values = torch.tensor([statistic(samples_NF[kept != k]) for k in range(groups)], dtype=torch.float64)
+    rows = torch.arange(count)
+    kept = [rows[rows % groups != k] for k in range(groups)]
+    values = torch.tensor([statistic(part) for part in kept], dtype=torch.float64)
     return float(((groups - 1) / groups * (values - values.mean()).square().sum()).sqrt())

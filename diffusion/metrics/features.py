@@ -38,9 +38,9 @@ def extractor(
     """A feature extractor, in evaluation mode and without gradients.
 
     Args:
-        name: ``classifier``, our own, trained on the images; ``efficientnet``, EfficientNet-Lite0 of ImageNet;
-            ``inception``, that of the FID; ``module:function``, called as function(weights) for a module; or
-            a TorchScript file.
+        name: ``classifier``, our own, trained on the images; ``efficientnet``, EfficientNet-Lite0 of
+            ImageNet; ``inception``, that of the FID; ``module:function``, called as function(weights) for a
+            module; or a TorchScript file.
         images: What a classifier is trained on: a packaged set, or a folder with one sub-folder per class.
         size: Pixels per side that a classifier is trained at.
         channels: Channels that a classifier is trained with.

@@ -1,4 +1,4 @@
-"""The objective of a search on a pipeline of class-conditional or plain images.
+"""Samples, objective and examples of a pipeline of class-conditional or plain images.
 
 Shapes: B samples, C channels, H = W pixels.
 """
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.parameterization import Kind, to_data
+from thalweg.diffusion.s3.examples import Denoiser as RefineDenoiser
+from thalweg.diffusion.s3.examples import Examples
 from thalweg.diffusion.s3.genes import Genes, StepGenes
 from thalweg.diffusion.s3.objective import TeacherError
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.schedules import NoiseSchedule
+from thalweg.diffusion.solvers.linear import Compilable
 from thalweg.diffusion.solvers.sample import Denoiser, sample
-from thalweg.diffusion.solvers.schedule import Node
+from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -53,12 +56,16 @@ class ImageDenoiser:
     def __call__(self, x: Tensor, node: Node) -> Tensor:
         """Data prediction at a state (B, C, H, W) of a node, in the precision of the state."""
         label = torch.tensor(node.label, dtype=torch.float32, device=x.device)
+        return to_data(self.network(x, label, self.labels), x, node.alpha, node.sigma, self.kind)
+
+    def network(self, x: Tensor, label: Tensor, labels: Tensor | None) -> Tensor:
+        """The network's answer (B, C, H, W) for classes (B,) or none, in the precision of the state."""
         inputs = x.to(self.pipeline.unet.dtype)
-        if self.labels is None:
+        if labels is None:
             output = self.pipeline.unet(inputs, label).sample[:, : x.shape[1]]
         else:
-            output = self.pipeline.denoise(inputs, label, self.labels, self.guidance_scale)
-        return to_data(output.to(x.dtype), x, node.alpha, node.sigma, self.kind)
+            output = self.pipeline.denoise(inputs, label, labels, self.guidance_scale)
+        return output.to(x.dtype)
 
 
 def load_pipeline(folder: str | Path) -> DiffusionPipeline:
@@ -94,13 +101,79 @@ def scheduler_config(folder: str | Path) -> dict[str, Any]:
     return dict(load_pipeline(folder).scheduler.config)
 
 
-def teacher_end(noise: NoiseSchedule, denoiser: Denoiser, x_T: Tensor, steps: int = TEACHER_STEPS) -> Tensor:
-    """End states of many steps of third order with correctors."""
+def teacher_schedule(noise: NoiseSchedule, steps: int = TEACHER_STEPS) -> SolverSchedule:
+    """Many steps of third order with correctors, at equal distances of lambda."""
     space = SearchSpace(noise=noise, nfe=steps, min_gap=1e-3, t_end=(TEACHER_END, TEACHER_END))
     times = space.repair(space.grid("uniform_lambda", TEACHER_END))
     genes = Genes(times=times, steps=(StepGenes(order=3, corrector=True),) * steps)
+    return space.schedule(genes)
+
+
+def teacher_end(noise: NoiseSchedule, denoiser: Denoiser, x_T: Tensor, steps: int = TEACHER_STEPS) -> Tensor:
+    """End states of :func:`teacher_schedule`."""
     with torch.no_grad():
-        return sample(space.schedule(genes), denoiser, x_T)[-1]
+        return sample(teacher_schedule(noise, steps), denoiser, x_T)[-1]
+
+
+class ImageSampler:
+    """End states of a pipeline's network on fixed noises and, in turn, all classes.
+
+    Args:
+        device: Where the network runs.
+        folder: Folder of a ``DDPMPipeline`` or our ``ClassImagePipeline``.
+        count: Samples.
+        seed: Seed of the noises.
+        guidance_scale: Of classifier-free guidance; 1 for none.
+        batch: Samples at once.
+
+    Raises:
+        ValueError: If the folder holds another pipeline.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        folder: str | Path,
+        count: int = 64,
+        seed: int = 0,
+        guidance_scale: float = 1.0,
+        batch: int = 64,
+    ) -> None:
+        pipeline = load_pipeline(folder).to(device)
+        pipeline.unet.requires_grad_(False)
+        self.noise, kind = network_of(pipeline.scheduler.config)
+        config = pipeline.unet.config
+        shape = (count, config.in_channels, config.sample_size, config.sample_size)
+        self.x_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+        names = pipeline.config.get("class_names")
+        self.labels = torch.arange(count, device=device) % len(names) if names else None
+        self.denoiser = ImageDenoiser(pipeline, kind, self.labels, guidance_scale)
+        self.batch = batch
+
+    def __len__(self) -> int:
+        """Number of noises."""
+        return len(self.x_T)
+
+    @property
+    def shown(self) -> list[int | str | None]:
+        """Label of each sample, None for a network without classes."""
+        return [None] * len(self) if self.labels is None else list(self.labels.tolist())
+
+    def teacher(self, steps: int = TEACHER_STEPS) -> SolverSchedule:
+        """A schedule that leaves next to no error."""
+        return teacher_schedule(self.noise, steps)
+
+    def draw(self, schedule: Compilable, count: int | None = None) -> Tensor:
+        """End states of the first ``count`` samples, (count, C, H, W), not clipped."""
+        count = len(self) if count is None else min(count, len(self))
+        parts = [slice(i, min(i + self.batch, count)) for i in range(0, count, self.batch)]
+        with torch.no_grad():
+            ends = [sample(schedule, self.denoiser.on(rows), self.x_T[rows])[-1] for rows in parts]
+        return torch.cat(ends)
+
+    def images(self, states_BCHW: Tensor) -> Tensor:
+        """End states as images from 0 to 1."""
+        return (states_BCHW / 2 + 0.5).clamp(0, 1)
 
 
 def image_objective(
@@ -123,14 +196,49 @@ def image_objective(
         teacher_steps: Evaluations of the teacher per sample.
         batch: Samples at once.
     """
-    pipeline = load_pipeline(folder).to(device)
-    noise, kind = network_of(pipeline.scheduler.config)
-    config = pipeline.unet.config
-    shape = (count, config.in_channels, config.sample_size, config.sample_size)
-    x_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
-    names = pipeline.config.get("class_names")
-    labels = torch.arange(count, device=device) % len(names) if names else None
-    denoiser = ImageDenoiser(pipeline, kind, labels, guidance_scale)
-    parts = [slice(i, i + batch) for i in range(0, count, batch)]
-    ends = [teacher_end(noise, denoiser.on(rows), x_T[rows], teacher_steps) for rows in parts]
-    return TeacherError(denoiser, x_T, torch.cat(ends), batch=batch)
+    sampler = ImageSampler(device, folder, count, seed, guidance_scale, batch)
+    target = sampler.draw(sampler.teacher(teacher_steps))
+    return TeacherError(sampler.denoiser, sampler.x_T, target, batch=batch)
+
+
+def image_examples(
+    device: str,
+    folder: str,
+    count: int = 128,
+    seed: int = 0,
+    guidance_scale: float = 1.0,
+    teacher_steps: int = TEACHER_STEPS,
+    batch: int = 64,
+) -> tuple[RefineDenoiser, Examples]:
+    """What :func:`thalweg.diffusion.s3.refine.refine` learns from: a differentiable denoiser, and examples.
+
+    Classes come in turn, so that any run of as many examples has all of them: ``examples.pick(slice(0, n))``
+    to train and ``examples.pick(slice(n, None))`` to validate share no noise. Other seeds give other noises.
+
+    Args:
+        device: Where the network runs.
+        folder: Folder of a ``DDPMPipeline`` or our ``ClassImagePipeline``.
+        count: Examples.
+        seed: Seed of the noises.
+        guidance_scale: Of classifier-free guidance.
+        teacher_steps: Evaluations of the teacher per example.
+        batch: Examples at once, for the teacher.
+
+    Returns:
+        Data prediction of (x, alpha, sigma, label, classes), or without classes for a network that has none,
+        that differentiates by all but the network's weights; and noises with their ends and classes.
+    """
+    sampler = ImageSampler(device, folder, count, seed, guidance_scale, batch)
+    target = sampler.draw(sampler.teacher(teacher_steps))
+    examples = Examples(x_T=sampler.x_T, target=target, condition=sampler.labels)
+    of = sampler.denoiser
+
+    def denoise(
+        x: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor | None, labels: Tensor | None = None
+    ) -> Tensor:
+        if label is None:
+            raise ValueError("the network needs the labels of the nodes: give refine the noise_schedule")
+        output = of.network(x, label.to(x), labels)
+        return to_data(output, x, alpha.to(x), sigma.to(x), of.kind)
+
+    return denoise, examples

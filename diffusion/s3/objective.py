@@ -6,15 +6,17 @@ ruled by the few samples that end in another mode, and must not be used for rank
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.sample import Denoiser, sample
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 
+Schedule = SolverSchedule | LinearSchedule
 HOPELESS = 1e12
 """Distance that stands for what is not finite."""
 
@@ -57,7 +59,7 @@ class TeacherError:
         """Number of starts."""
         return len(self.x_T)
 
-    def errors(self, schedule: SolverSchedule, count: int | None = None) -> Tensor:
+    def errors(self, schedule: Schedule, count: int | None = None) -> Tensor:
         """Distances of the first ``count`` samples, shape (count,)."""
         count = len(self) if count is None else min(count, len(self))
         found = []
@@ -71,7 +73,7 @@ class TeacherError:
         self.evaluations += count * schedule.nfe
         return torch.cat(found)
 
-    def __call__(self, schedule: SolverSchedule, count: int | None = None) -> Score:
+    def __call__(self, schedule: Schedule, count: int | None = None) -> Score:
         """Score on the first ``count`` samples."""
         return summarise(self.errors(schedule, count))
 
@@ -87,8 +89,8 @@ def summarise(errors: Tensor) -> Score:
 
 
 def halving(
-    schedules: list[SolverSchedule],
-    objective: Callable[[SolverSchedule, int], Score],
+    schedules: Sequence[Schedule],
+    objective: Callable[[Schedule, int], Score],
     counts: tuple[int, ...],
     keep: float = 0.5,
 ) -> list[Score]:

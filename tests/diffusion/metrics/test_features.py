@@ -164,7 +164,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = {**shared, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": len(words) - 1}
     vision = {**shared, "image_size": 16, "patch_size": 8}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
     CLIPModel(config).save_pretrained(folder)
     CLIPProcessor(CLIPImageProcessor(**size), tokenizer).save_pretrained(folder)

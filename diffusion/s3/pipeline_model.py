@@ -1,0 +1,129 @@
+"""Samples of any diffusers pipeline as a black box: fixed prompts or classes, fixed noises, any schedule.
+
+Shapes: B samples, ... what the pipeline's latents are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from thalweg.diffusion.draw import contents, network, open_pipeline, scheduler_of, takes
+from thalweg.diffusion.from_diffusers import network_of
+from thalweg.diffusion.s3.image_model import TEACHER_STEPS, teacher_schedule
+from thalweg.diffusion.solvers.schedule import SolverSchedule
+
+Output = Literal["latent", "image"]
+WORDS = {"prompts": "prompt", "classes": "class_labels"}
+
+
+class PipelineSampler:
+    """Draws with solver schedules through the pipeline itself.
+
+    Sample i has the generator of ``seed + i`` and the prompt or class number i, in turn, so that all
+    schedules see the same noises, and the first samples are the same for any count.
+
+    Args:
+        device: Where the pipeline runs.
+        folder: Folder of a pipeline, or its name on the Hub.
+        count: Samples.
+        seed: Seed of the first sample.
+        guidance_scale: Of classifier-free guidance; the pipeline's default if None.
+        batch: Samples at once.
+        prompts: Texts, for pipelines that take them.
+        classes: Labels or names of classes; all, if they are few, by default.
+        output: ``latent`` for what the last step gives, where the pipeline can; ``image`` for images.
+        options: More arguments of the pipeline, such as height and width.
+
+    Raises:
+        ValueError: If there is no such pipeline, or prompts, classes and options are not for it.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        folder: str,
+        count: int = 64,
+        seed: int = 0,
+        guidance_scale: float | None = 1.0,
+        batch: int = 16,
+        prompts: Sequence[str] | None = None,
+        classes: Sequence[int | str] | None = None,
+        output: Output = "latent",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if count < 1 or batch < 1:
+            raise ValueError(f"count is {count} and batch {batch}, allowed: 1 and more")
+        self.pipe: Any = open_pipeline(folder).to(device)
+        network(self.pipe).requires_grad_(False)
+        self.config = dict(self.pipe.scheduler.config)
+        self.noise, _ = network_of(self.config)
+        each = contents(self.pipe, classes, prompts)
+        self.shown = [each[i % len(each)] for i in range(count)]
+        self.seed, self.batch = seed, batch
+        self.options = {"guidance_scale": guidance_scale, **(options or {})}
+        known = inspect.signature(self.pipe.__call__).parameters
+        if "guidance_scale" not in known or guidance_scale is None:
+            del self.options["guidance_scale"]
+        for name in self.options:
+            if name not in known:
+                raise ValueError(f"{type(self.pipe).__name__} has no option {name}")
+        self.output = self._output(output)
+
+    def _output(self, output: Output) -> str:
+        """The output type of the pipeline that loses least."""
+        source = inspect.getsource(type(self.pipe).__call__)
+        if output == "latent" and '"latent"' in source:
+            return "latent"
+        # Those without a processor of images give arrays for all types but "pil".
+        return "pt" if hasattr(self.pipe, "image_processor") or '"pt"' in source else "np"
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.shown)
+
+    def teacher(self, steps: int = TEACHER_STEPS) -> SolverSchedule:
+        """A schedule that leaves next to no error."""
+        return teacher_schedule(self.noise, steps)
+
+    def draw(self, schedule: Any, count: int | None = None) -> Tensor:
+        """Latents, or images from 0 to 1, of the first ``count`` samples, (count, ...), on the CPU.
+
+        Raises:
+            ValueError: If the schedule is for another network.
+        """
+        count = len(self) if count is None else min(count, len(self))
+        self.pipe.scheduler = scheduler_of(self.config, [schedule])
+        with torch.no_grad():
+            parts = [
+                self._batch(start, min(start + self.batch, count), schedule.nfe)
+                for start in range(0, count, self.batch)
+            ]
+        return torch.cat(parts)
+
+    def _batch(self, start: int, stop: int, nfe: int) -> Tensor:
+        kind, part = takes(self.pipe), self.shown[start:stop]
+        subject = {"batch_size": len(part)} if kind == "neither" else {WORDS[kind]: list(part)}
+        found = self.pipe(
+            **{**self.options, **subject},
+            num_inference_steps=nfe,
+            generator=[torch.Generator().manual_seed(self.seed + i) for i in range(start, stop)],
+            output_type=self.output,
+        ).images
+        if self.output == "np":
+            return torch.from_numpy(found).permute(0, 3, 1, 2)
+        return found.float().cpu()
+
+    def images(self, states: Tensor) -> Tensor:
+        """Images from 0 to 1.
+
+        Raises:
+            ValueError: If the samples are latents.
+        """
+        if self.output == "latent":
+            raise ValueError("these samples are latents; images need a PipelineSampler with output='image'")
+        return states

@@ -1,0 +1,107 @@
+"""Samples of a pipeline on fixed noises and classes or prompts, and what scores the samples of a schedule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from thalweg.diffusion.s3.image_model import TEACHER_STEPS, ImageSampler
+from thalweg.diffusion.s3.objective import HOPELESS, Schedule, Score
+from thalweg.diffusion.s3.pipeline_model import Output, PipelineSampler
+
+
+class Sampler(Protocol):
+    """Draws with schedules, from the same noises each time."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @property
+    def shown(self) -> list[int | str | None]:
+        """Class or prompt of each sample."""
+
+    def teacher(self, steps: int = TEACHER_STEPS) -> Schedule:
+        """A schedule that leaves next to no error."""
+
+    def draw(self, schedule: Any, count: int | None = None) -> Tensor:
+        """End states of the first ``count`` samples, (count, ...)."""
+
+    def images(self, states: Tensor) -> Tensor:
+        """End states as images from 0 to 1, (B, C, H, W)."""
+
+
+class SampleObjective:
+    """Scores the samples of a schedule.
+
+    Args:
+        sampler: Draws them.
+        judge: Score of the first so many end states.
+    """
+
+    def __init__(self, sampler: Sampler, judge: Callable[[Tensor], Score]) -> None:
+        self.sampler = sampler
+        self.judge = judge
+        self.evaluations = 0
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.sampler)
+
+    def __call__(self, schedule: Schedule, count: int | None = None) -> Score:
+        """Score on the first ``count`` samples; hopeless if one is not finite."""
+        states = self.sampler.draw(schedule, count)
+        self.evaluations += len(states) * schedule.nfe
+        return self.judge(states)
+
+
+def open_sampler(
+    device: str,
+    folder: str,
+    count: int = 64,
+    seed: int = 0,
+    guidance_scale: float | None = 1.0,
+    batch: int = 64,
+    prompts: Sequence[str] | None = None,
+    classes: Sequence[int | str] | None = None,
+    output: Output = "latent",
+) -> Sampler:
+    """Draws from a pipeline: of pixels directly, of others as a black box.
+
+    Args:
+        device: Where the network runs.
+        folder: Folder of a pipeline, or its name on the Hub.
+        count: Samples.
+        seed: Seed of the noises.
+        guidance_scale: Of classifier-free guidance; 1 for none, None for the pipeline's default.
+        batch: Samples at once.
+        prompts: Texts, for pipelines that take them; sample i has the one number i, in turn.
+        classes: Classes in the same way; all by default.
+        output: What is asked of a black box: ``latent`` for the end state, ``image`` for images.
+
+    Raises:
+        ValueError: If there is no such pipeline, or prompts and classes are not for it.
+    """
+    index = Path(folder) / "model_index.json"
+    name = json.loads(index.read_text()).get("_class_name") if index.is_file() else None
+    name = name[-1] if isinstance(name, list) else name
+    if name in ("ClassImagePipeline", "DDPMPipeline") and prompts is None and classes is None:
+        scale = 1.0 if guidance_scale is None else guidance_scale
+        return ImageSampler(device, folder, count, seed, scale, batch)
+    return PipelineSampler(
+        device, folder, count, seed, guidance_scale, batch, prompts=prompts, classes=classes, output=output
+    )
+
+
+def finite(judge: Callable[[Tensor], Score]) -> Callable[[Tensor], Score]:
+    """The judge of states that are all finite; others are hopeless."""
+    return lambda states: judge(states) if torch.isfinite(states).all() else hopeless(len(states))
+
+
+def hopeless(count: int) -> Score:
+    """Score of samples that are not finite."""
+    return Score(value=HOPELESS, noise=0.0, count=count)
