@@ -1,14 +1,20 @@
-"""What a search varies: times and, per step, the decisions of a multistep solver."""
+"""What a search varies: times and, per step, the decisions of a multistep solver, and free weights if wanted.
+
+Free weights start from what the decisions say. Row i of the weights W of a schedule is its fixed sum times
+differences of a sequence that ends at 1 (see :mod:`thalweg.diffusion.s3.parameters`); shifts are added to the
+i entries of that sequence before its end, so that the sum stays right.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from thalweg.diffusion.schedules import NoiseSchedule
+from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule, totals
 from thalweg.diffusion.solvers.schedule import Corrector, Derivative, Node, Scale, SolverSchedule, Step
 
 
@@ -36,15 +42,20 @@ class Genes:
     """Falling times of the evaluations, and of the end where it is searched as well."""
     steps: tuple[StepGenes, ...]
     """One per evaluation."""
+    shifts: tuple[tuple[float, ...], ...] = ()
+    """Shifts of the weights, row i of i; empty for the weights that the decisions give."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"times": list(self.times), "steps": [asdict(step) for step in self.steps]}
+        values: dict[str, Any] = {"times": list(self.times), "steps": [asdict(step) for step in self.steps]}
+        return values | ({"shifts": [list(row) for row in self.shifts]} if self.shifts else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Genes:
         """Read what :meth:`to_dict` gives."""
-        return cls(times=tuple(values["times"]), steps=tuple(StepGenes(**step) for step in values["steps"]))
+        steps = tuple(StepGenes(**step) for step in values["steps"])
+        shifts = tuple(tuple(row) for row in values.get("shifts", ()))
+        return cls(times=tuple(values["times"]), steps=steps, shifts=shifts)
 
 
 def node_at(noise: NoiseSchedule, t: float) -> Node:
@@ -53,8 +64,10 @@ def node_at(noise: NoiseSchedule, t: float) -> Node:
     return Node(alpha=alpha, sigma=sigma, t=float(t), label=label)
 
 
-def decode(genes: Genes, noise: NoiseSchedule) -> SolverSchedule:
+def decode(genes: Genes, noise: NoiseSchedule) -> SolverSchedule | LinearSchedule:
     """The schedule that genes stand for; with as many times as steps it ends at sigma = 0.
+
+    Genes with shifts give the weights of a schedule, those without its decisions.
 
     Raises:
         ValueError: If the times are not falling.
@@ -68,7 +81,17 @@ def decode(genes: Genes, noise: NoiseSchedule) -> SolverSchedule:
         _last_step(i) if to_zero and i == count - 1 else _step(gene, i, i == count - 1, nodes)
         for i, gene in enumerate(genes.steps)
     ]
-    return SolverSchedule(nodes=tuple(nodes), steps=tuple(steps))
+    schedule = SolverSchedule(nodes=tuple(nodes), steps=tuple(steps))
+    return _shifted(schedule, genes.shifts) if any(map(any, genes.shifts)) else schedule
+
+
+def _shifted(schedule: SolverSchedule, shifts: Sequence[Sequence[float]]) -> LinearSchedule:
+    sums = totals(schedule.nodes)
+    rows = []
+    for i, (row, shift) in enumerate(zip(schedule.compile().steps()[1], shifts, strict=True)):
+        moved = row[: i + 1] + sums[i] * np.diff([0.0, *shift, 0.0])
+        rows.append(tuple(moved.tolist()))
+    return LinearSchedule(nodes=schedule.nodes, weights=tuple(rows))
 
 
 def _last_step(i: int) -> Step:
@@ -105,6 +128,6 @@ def _derivatives(gene: StepGenes, order: int, earlier: tuple[int, ...]) -> tuple
     return (first, *(Derivative(k=k, nodes=earlier) for k in range(2, order)))
 
 
-def weight_of(schedule: SolverSchedule) -> float:
+def weight_of(schedule: Compilable) -> float:
     """Largest coefficient of a data prediction in any state: how much a schedule amplifies errors."""
     return float(np.abs(schedule.compile().C_pred).max())

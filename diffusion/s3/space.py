@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from thalweg.diffusion.s3.genes import Genes, StepGenes, decode, weight_of
 from thalweg.diffusion.schedules import Flow, NoiseSchedule
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 
 ATTEMPTS = 100
@@ -45,6 +46,9 @@ class SearchSpace:
     """Smallest gap of lambda between nodes; estimates explode between coinciding ones."""
     max_weight: float = 10.0
     """Largest coefficient of a data prediction; more would amplify errors."""
+    free_weights: float = 0.0
+    """Width of the mutation of the steps' weights, in parts of a step at ``width`` 1; 0 for none but those of
+    known solvers. Few evaluations gain from it: no decision gives the weights that are best for them."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -58,6 +62,8 @@ class SearchSpace:
             raise ValueError(f"predictions are {self.predictions}, allowed: noise, data, velocity")
         if "velocity" in self.predictions and not isinstance(self.noise, Flow):
             raise ValueError(f"velocity needs a rectified flow, the noise schedule is {self.noise.kind}")
+        if not self.free_weights >= 0:
+            raise ValueError(f"free_weights is {self.free_weights}, allowed: 0 or more")
         if self.min_gap * self.num_times > self._lam(low) - self._lam(self.noise.t_start):
             raise ValueError(
                 f"{self.num_times} nodes at gaps of {self.min_gap} do not fit the range of lambda"
@@ -72,7 +78,7 @@ class SearchSpace:
         start = min(self.noise.t_start, _NEARLY_ONE) if isinstance(self.noise, Flow) else self.noise.t_start
         return self.noise.lam(np.minimum(t, start))
 
-    def schedule(self, genes: Genes) -> SolverSchedule:
+    def schedule(self, genes: Genes) -> SolverSchedule | LinearSchedule:
         """The schedule of a candidate."""
         return decode(genes, self.noise)
 
@@ -171,12 +177,31 @@ class SearchSpace:
             step = replace(step, c=0.0 if rng.random() < 0.1 else float(moved))
         return step
 
+    def mutate_weights(self, genes: Genes, rng: Generator, width: float) -> Genes:
+        """Move a few of the weights of the steps, if they are free."""
+        if not self.free_weights:
+            return genes
+        rows = genes.shifts or tuple((0.0,) * i for i in range(self.nfe))
+        rate = min(0.5, rng.choice(MOVED) / max(sum(map(len, rows)), 1))
+        scale = self.free_weights * width
+        shifts = tuple(tuple(v + scale * rng.normal() * (rng.random() < rate) for v in row) for row in rows)
+        return replace(genes, shifts=shifts)
+
     def mutate(self, genes: Genes, rng: Generator, width: float = 0.3, rate: float = 0.2) -> Genes:
-        """A valid neighbour; the candidate itself if none is found."""
+        """A valid neighbour, near or far; the candidate itself if none is found.
+
+        Args:
+            genes: The candidate.
+            rng: Source of all draws.
+            width: Largest width of what is moved; it is drawn from a tenth of this on.
+            rate: Largest probability of a decision to be drawn anew; none is in a third of the cases.
+        """
+        width *= float(np.exp(rng.uniform(np.log(0.1), 0)))
+        rate *= float(rng.choice(RATES))
         for _ in range(ATTEMPTS):
             child = self.mutate_times(genes, rng, width, rate=0.5)
             steps = tuple(self.mutate_step(step, rng, width, rate) for step in child.steps)
-            child = replace(child, steps=steps)
+            child = self.mutate_weights(replace(child, steps=steps), rng, width)
             if child != genes and self.is_valid(child):
                 return child
         return genes
@@ -189,10 +214,23 @@ class SearchSpace:
             times = self.repair(np.asarray(self.noise.t_of_lam(weight * lam[0] + (1 - weight) * lam[1])))
             picks = rng.random(self.nfe) < 0.5
             steps = tuple(x if pick else y for x, y, pick in zip(a.steps, b.steps, picks, strict=True))
-            child = Genes(times=times, steps=steps)
+            child = Genes(times=times, steps=steps, shifts=_mixed(a, b, picks))
             if self.is_valid(child):
                 return child
         return a
 
 
+def _mixed(a: Genes, b: Genes, picks: NDArray[np.bool_]) -> tuple[tuple[float, ...], ...]:
+    """Shifts of the steps picked from ``a``, and of the others from ``b``."""
+    if not (a.shifts or b.shifts):
+        return ()
+    none = tuple((0.0,) * i for i in range(len(picks)))
+    rows = zip(a.shifts or none, b.shifts or none, picks, strict=True)
+    return tuple(x if pick else y for x, y, pick in rows)
+
+
+RATES = (0.0, 0.25, 1.0)
+"""Parts of the rate at which a mutation draws decisions."""
+MOVED = (1.5, 3.0, 6.0)
+"""Weights that a mutation moves, on average."""
 GRIDS = ("uniform_t", "quadratic_t", "uniform_lambda", "karras")
