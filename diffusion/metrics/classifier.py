@@ -31,6 +31,8 @@ TEST_PART = 0.2
 class Classifier(nn.Module):
     """Three convolutions and two linear layers; gives the ``num_features`` values before the last layer.
 
+    They are scaled to a mean square of one on the images that it was trained on.
+
     Takes bytes (B, C, H, W) from 0 to 255, or floats from 0 to 1, of any size; other sizes than its own are
     resized bilinearly, with antialiasing, and channels are averaged or repeated to its own number.
 
@@ -58,6 +60,7 @@ class Classifier(nn.Module):
         )
         self.hidden = nn.Linear(64 * 16, WIDTH)
         self.last = nn.Linear(WIDTH, classes)
+        self.register_buffer("scale", torch.ones(()))
 
     @property
     def name(self) -> str:
@@ -70,12 +73,15 @@ class Classifier(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Features, (B, F)."""
-        x = as_floats(images_BCHW, self.channels, self.size) * 2 - 1
-        return F.silu(self.hidden(self.convolutions(x)))
+        return self.scale * self._hidden(images_BCHW)
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """One number for each class, (B, classes)."""
-        return self.last(self(images_BCHW))
+        return self.last(self._hidden(images_BCHW))
+
+    def _hidden(self, images_BCHW: Tensor) -> Tensor:
+        x = as_floats(images_BCHW, self.channels, self.size) * 2 - 1
+        return F.silu(self.hidden(self.convolutions(x)))
 
 
 def as_floats(images_BCHW: Tensor, channels: int, size: int | None) -> Tensor:
@@ -133,6 +139,8 @@ def train(images: str = "mnist5k", *, size: int = 32, channels: int = 1, seed: i
         network = Classifier(len(found.names), channels, size)
     _fit(network, stack(found, learn), labels[learn], seed)
     network.eval().requires_grad_(False)
+    squares = torch.cat([network(part).square().mean(1) for part in stack(found, learn).split(512)])
+    network.scale.fill_(squares.mean() ** -0.5)
     right = network.logits(stack(found, test)).argmax(1) == labels[test]
     network.about = {
         "images": images,
@@ -193,7 +201,7 @@ def cached(images: str = "mnist5k", *, size: int = 32, channels: int = 1, seed: 
 
     if images not in SETS:
         return train(images, size=size, channels=channels, seed=seed)
-    path = cache_folder() / f"classifier-v1-{images}-{size}-{channels}-{seed}.safetensors"
+    path = cache_folder() / f"classifier-v2-{images}-{size}-{channels}-{seed}.safetensors"
     if path.is_file():
         return load(path)
     network = train(images, size=size, channels=channels, seed=seed)

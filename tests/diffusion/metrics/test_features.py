@@ -24,6 +24,8 @@ def test_the_classifier_knows_images_it_was_not_trained_on(trained: Classifier) 
     assert trained.about["test_accuracy"] > 0.93
     assert "digits at 8 pixels" in trained.name
     assert not any(p.requires_grad for p in trained.parameters())
+    train, _ = real_images("digits", size=8, channels=1)
+    assert embed(trained, train).square().mean().item() == pytest.approx(1, rel=0.05)
 
 
 def test_training_is_the_same_again_and_another_with_another_seed() -> None:
@@ -51,7 +53,7 @@ def test_a_saved_classifier_is_the_same(trained: Classifier, tmp_path: Path) -> 
 def test_the_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THALWEG_CACHE", str(tmp_path))
     first = extractor("classifier", images="digits", size=4)
-    assert [path.name for path in tmp_path.iterdir()] == ["classifier-v1-digits-4-1-0.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["classifier-v2-digits-4-1-0.safetensors"]
     monkeypatch.setattr(classifiers, "train", lambda *_, **__: pytest.fail("trained again"))
     again = extractor("classifier", images="digits", size=4)
     images, _ = real_images("digits", size=4, channels=1, limit=20)
