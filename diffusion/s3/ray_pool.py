@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from thalweg.diffusion.s3.pool import FAILED, ObjectiveRef, Result, Task
 from thalweg.diffusion.s3.worker import Outcome, Worker, read_score
+
+log = logging.getLogger(__name__)
 
 STILLBORN = 3
 """Actors in a row that die before they have made their objective, after which the search ends."""
@@ -34,6 +38,11 @@ class RayPool:
     Raises:
         ValueError: For no workers or a device that Ray cannot choose.
     """
+
+    _all: ClassVar[WeakSet[RayPool]] = WeakSet()
+    """Pools of this process."""
+    _sharing: ClassVar[set[int]] = set()
+    """Those on a connection that one of them has begun."""
 
     def __init__(
         self,
@@ -61,8 +70,10 @@ class RayPool:
         self._idle: list[Any] = []
         # By future the actor and its candidate, None while it makes its objective.
         self._busy: dict[Any, tuple[Any, int | None]] = {}
-        self._started = False
+        self._arrivals: dict[Any, Any] = {}  # by actor a future that is ready once the actor has a place
         self._stillborn = 0
+        self.patience = 20.0  # seconds without a place for an actor before others are asked to leave theirs
+        self._all.add(self)
 
     def scores(self, tasks: Sequence[Task], count: int | None = None) -> Iterator[Result]:
         """Scores on the first ``count`` samples as they come.
@@ -104,6 +115,8 @@ class RayPool:
     def _start(self) -> None:
         ray = _ray()
         if ray.is_initialized():
+            if self._sharing:
+                self._sharing.add(id(self))
             return
         options: dict[str, Any] = {}
         if self.address == "local":
@@ -111,7 +124,7 @@ class RayPool:
             cores = max(os.cpu_count() or 1, math.ceil(self.workers * self.cpus))
             options = {"num_cpus": cores, "include_dashboard": False}
         ray.init(self.address, log_to_driver=False, runtime_env=self.runtime_env or None, **options)
-        self._started = True
+        self._sharing.add(id(self))
 
     def _fill(self, wanted: int) -> None:
         """Make actors up to the number of workers, but no more than there are candidates."""
@@ -120,18 +133,21 @@ class RayPool:
             gpus = self.gpus if device == "cuda" else 0
             remote = _ray().remote(num_cpus=self.cpus, num_gpus=gpus)(Worker)
             actor = remote.remote(self.objective.function, dict(self.objective.options), device)
+            self._arrivals[actor] = actor.here.remote()
             self._busy[actor.begin.remote()] = (actor, None)
 
     def _next(self) -> Iterator[tuple[int, Outcome | None]]:
-        """Outcomes of the futures that are ready, after at least one is; None if the actor died."""
+        """Outcomes of the futures that are ready; None if the actor died."""
         ray = _ray()
-        ready, _ = ray.wait(list(self._busy), num_returns=1)
+        ready, _ = ray.wait(list(self._busy), num_returns=1, timeout=self.patience)
+        if not ready:
+            self._ask_for_room()
         for future in ready:
             actor, number = self._busy.pop(future)
             try:
                 found = ray.get(future)
             except ray.exceptions.RayError as error:  # the actor's end; what a candidate raises is an outcome
-                ray.kill(actor)
+                self._kill(actor)
                 if number is not None:
                     yield number, None
                 else:
@@ -145,6 +161,22 @@ class RayPool:
             else:
                 self._stillborn = 0
 
+    def _ask_for_room(self) -> None:
+        """If no actor has a place yet, let those that idle in other pools of this process leave theirs."""
+        ray = _ray()
+        arrivals = [self._arrivals[actor] for actor, _ in self._busy.values()]
+        if ray.wait(arrivals, num_returns=1, timeout=0)[0]:
+            return
+        free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
+        log.warning("no worker has a place after %g s; the cluster has %s free", self.patience, free)
+        for pool in self._all:
+            while pool is not self and pool._idle:
+                pool._kill(pool._idle.pop())
+
+    def _kill(self, actor: Any) -> None:
+        self._arrivals.pop(actor, None)
+        _ray().kill(actor)
+
     def _mourn(self, error: Exception) -> None:
         self._stillborn += 1
         if self._stillborn == STILLBORN:
@@ -157,19 +189,19 @@ class RayPool:
         for future, (actor, number) in list(self._busy.items()):
             if number is not None:
                 del self._busy[future]
-                _ray().kill(actor)
+                self._kill(actor)
 
     def close(self) -> None:
-        """Stop the actors, and the cluster if the pool has started it."""
-        if not self._started and not self._idle and not self._busy:
-            return
-        ray = _ray()
-        for actor in [*self._idle, *(actor for actor, _ in self._busy.values())]:
-            ray.kill(actor)
+        """Stop the actors; the last pool on a connection or cluster that a pool has begun ends that too."""
+        actors = [*self._idle, *(actor for actor, _ in self._busy.values())]
         self._idle, self._busy = [], {}
-        if self._started:
-            ray.shutdown()
-            self._started = False
+        if actors and _ray().is_initialized():
+            for actor in actors:
+                self._kill(actor)
+        if id(self) in self._sharing:
+            self._sharing.remove(id(self))
+            if not self._sharing:
+                _ray().shutdown()
 
 
 def _ray() -> Any:

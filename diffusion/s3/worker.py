@@ -30,6 +30,10 @@ class Worker:
         self.device = device
         self._objective: Objective | None = None
 
+    def here(self) -> bool:
+        """Answers as soon as there is a worker."""
+        return True
+
     def begin(self) -> str | None:
         """Make the objective; what went wrong, if something did."""
         import torch

@@ -36,18 +36,23 @@ def test_a_device_that_ray_cannot_choose_is_refused() -> None:
         RayPool(ObjectiveRef(function="a:b"), workers=1, devices=("cpu", "cuda:1"))
 
 
-def test_a_pool_starts_and_ends_a_cluster_of_its_own() -> None:
+def test_pools_start_a_cluster_of_their_own_and_the_last_ends_it() -> None:
     ray = pytest.importorskip("ray")
     assert not ray.is_initialized()
     reference = ObjectiveRef(function="search_objectives:objective")
-    workers = RayPool(reference, workers=1, address="local", runtime_env=SUPPORT)
+    first, second = (RayPool(reference, workers=1, address="local", runtime_env=SUPPORT) for _ in range(2))
     todo = tasks((1, 2))
+    expected = dict(InlinePool(objective()).scores(todo))
     try:
-        assert dict(workers.scores(todo)) == dict(InlinePool(objective()).scores(todo))
-        assert ray.is_initialized()
+        assert dict(first.scores(todo)) == dict(second.scores(todo)) == expected
+        first.close()
+        assert dict(second.scores(todo)) == expected
     finally:
-        workers.close()
+        first.close()
+        assert ray.is_initialized()
+        second.close()
     assert not ray.is_initialized()
+    second.close()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -125,3 +130,18 @@ def test_actors_that_cannot_make_their_objective_end_the_search() -> None:
             list(workers.scores(tasks((1,))))
     finally:
         workers.close()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_pool_that_idles_makes_room_for_another(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = pool(), pool()
+    first.patience = second.patience = 4.0
+    todo = tasks((1, 2, 3))
+    try:
+        expected = dict(first.scores(todo))  # holds both cores from now on
+        assert dict(second.scores(todo)) == expected
+        assert dict(first.scores(todo)) == expected
+    finally:
+        first.close()
+        second.close()
+    assert "no worker has a place after 4 s; the cluster has {'CPU': 0" in caplog.text
