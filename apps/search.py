@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from thalweg.apps.search_task import Pools, Task
     from thalweg.diffusion.s3.evolution import Evolution
-    from thalweg.diffusion.s3.pool import InlinePool, ProcessPool
-    from thalweg.diffusion.s3.search import Progress
+    from thalweg.diffusion.schedules import NoiseSchedule
+    from thalweg.diffusion.solvers.linear import LinearSchedule
     from thalweg.diffusion.solvers.schedule import SolverSchedule
 
-OBJECTIVE = "thalweg.diffusion.s3.image_model:image_objective"
+    Schedule = SolverSchedule | LinearSchedule
+
 FINALISTS = 8
+"""Candidates of a search that are judged again on other noises."""
+REFINED = 3
+"""Candidates from which a refinement starts."""
 
 
 def search(
@@ -20,144 +27,234 @@ def search(
     model: str,
     nfe: tuple[int, ...] = (5, 8),
     out: str = "runs/search",
-    budget: int = 400,
-    samples: int = 64,
+    objective: str = "teacher",
+    options: dict[str, Any] | None = None,
+    budget: int = 200,
+    samples: tuple[int, ...] = (16, 64),
+    fresh: int = 128,
+    predictor: bool = True,
+    refine: int = 0,
+    examples: int = 96,
     max_order: int = 3,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | None = 1.0,
+    pool: Literal["auto", "inline", "process", "ray", "submitit"] = "auto",
     workers: int = 1,
     devices: tuple[str, ...] = ("cpu",),
+    pool_options: dict[str, Any] | None = None,
+    compare: bool = True,
+    variants: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Search the solver schedules of an image pipeline and write them as a scheduler folder.
+    """Search the solver schedules of a diffusers pipeline and write them as a scheduler folder.
 
     A stopped search continues when it is given again. The result, OUT/scheduler, is used as
-    ``pipe.scheduler = SearchedScheduler.from_pretrained("OUT/scheduler")``.
+    ``pipe.scheduler = SearchedScheduler.from_pretrained("OUT/scheduler")``; OUT/report.html compares it.
 
     Args:
-        model: Folder of a pipeline, as ``thalweg export`` or diffusers writes it.
+        model: Folder of a pipeline, as ``thalweg export`` or diffusers writes it, or its name on the Hub.
         nfe: Network evaluations per sample, one search each.
-        out: Folder for the searches' states, the scheduler and results.json.
+        out: Folder for the searches' states, the scheduler, results.json and report.html.
+        objective: What is minimised: teacher (median distance to a fine solver), multiscale, features, fid,
+            kid, or reward.
+        options: More arguments of the objective, such as prompts, reference or teacher_steps.
         budget: Schedules to evaluate for each number of evaluations.
-        samples: Starting noises on which a schedule is judged; the finalists get as many others.
+        samples: Samples on which a schedule is judged; with several numbers all candidates are judged on the
+            fewest, and the better half of them on the next.
+        fresh: Samples from other noises on which the finalists are judged, and again those of the comparison.
+        predictor: Breed on the guesses of a predictor that learns from all evaluations so far.
+        refine: Iterations of gradient refinement of the best; 0 treats the model as a black box.
+        examples: Noises that the refinement learns from, of which a quarter judge.
         max_order: Highest order of a step.
-        guidance_scale: Classifier-free guidance of the searched sampler.
-        workers: Processes that evaluate, each with a copy of the model; 1 for none but this one.
+        guidance_scale: Classifier-free guidance of the searched sampler; null for the pipeline's default.
+        pool: Where candidates run; auto is this process for one worker and processes for more.
+        workers: Workers that evaluate, each with a copy of the model.
         devices: Device of each worker, in turn.
+        pool_options: More arguments of the pool, such as address (ray) or cluster (submitit).
+        compare: Judge the schedulers of diffusers on the same noises, where the pipeline draws pixels.
+        variants: Variants (order, grid, end) of each scheduler of diffusers to try; all if left out.
         seed: Seed of the search and of the noises.
 
     Raises:
-        ValueError: If the folder holds no pipeline that is understood.
+        ValueError: If the folder holds no pipeline that is understood, OUT holds another search, or a name or
+            number is not allowed.
     """
     from thalweg.apps.results import provenance, write_json
-    from thalweg.diffusion.from_diffusers import network_of
-    from thalweg.diffusion.s3.image_model import scheduler_config
-    from thalweg.diffusion.s3.pool import ObjectiveRef
+    from thalweg.apps.search_report import write_report
+    from thalweg.apps.search_task import Pools, Task, check, keep_settings
+    from thalweg.apps.search_view import print_table
 
-    config = scheduler_config(model)
-    noise, _ = network_of(config)
-    folder = Path(out)
-    options = {"folder": model, "count": samples, "guidance_scale": guidance_scale}
-    judge = ObjectiveRef(function=OBJECTIVE, options={**options, "seed": 2 * seed})
-    unseen = ObjectiveRef(function=OBJECTIVE, options={**options, "seed": 2 * seed + 1})
-    pool = make_pool(judge, workers, devices)
-    fresh = make_pool(unseen, workers, devices)
+    settings: dict[str, Any] = {
+        **{"model": model, "objective": objective, "options": options, "budget": budget},
+        **{"samples": samples, "fresh": fresh, "predictor": predictor, "refine": refine},
+        **{"examples": examples, "max_order": max_order, "guidance_scale": guidance_scale, "seed": seed},
+    }
+    task = Task(
+        model=model,
+        out=Path(out),
+        objective=objective,
+        options={**(options or {}), "folder": model, "guidance_scale": guidance_scale},
+        budget=budget,
+        samples=tuple(sorted(set(samples))),
+        fresh=fresh,
+        predictor=predictor,
+        refine=refine,
+        examples=examples,
+        max_order=max_order,
+        seed=seed,
+    )
+    check(task, nfe)
+    config, noise = network_for(model)
+    keep_settings(settings, task.out / "settings.json")
+    pools = Pools(task, pool, workers, devices, pool_options or {})
     rows, found = [], []
     try:
         for count in nfe:
-            evolution = evolution_for(noise, count, max_order, seed)
-            with_progress(evolution, pool, budget, folder / f"search_{count}.json", count)
-            row, schedule = finals(evolution, fresh, count)
+            row, schedule = search_one(task, noise, pools, count, devices[0])
             rows.append(row)
             found.append(schedule)
     finally:
-        pool.close()
-        fresh.close()
-    scheduler_of(config, noise.to_dict(), found).save_pretrained(folder / "scheduler")
-    settings = {"budget": budget, "samples": samples, "seed": seed, "guidance_scale": guidance_scale}
-    report = {"model": model, "settings": settings, "schedules": rows, "provenance": provenance()}
-    write_json(report, folder / "results.json")
-    print_table(rows)
-    print(f"written to {folder / 'scheduler'}")
+        pools.close()
+    from thalweg.diffusion.draw import scheduler_of
+
+    scheduler_of(config, found).save_pretrained(task.out / "scheduler")
+    report: dict[str, Any] = {
+        "model": model,
+        "settings": settings,
+        "schedules": rows,
+        "provenance": provenance(),
+    }
+    if compare:
+        from thalweg.apps.search_compare import compare_all
+
+        report["comparison"] = compare_all(task, found, devices[0], variants)
+    write_json(report, task.out / "results.json")
+    page = write_report(task.out, report)
+    print_table(rows, report.get("comparison", {}))
+    print(f"scheduler {task.out / 'scheduler'}, report {page}")
 
 
-def make_pool(objective: Any, workers: int, devices: tuple[str, ...]) -> InlinePool | ProcessPool:
-    """One process, this one, or several."""
-    from thalweg.diffusion.s3.pool import InlinePool, ProcessPool
+def network_for(model: str) -> tuple[dict[str, Any], NoiseSchedule]:
+    """What a pipeline's scheduler says about its network, and the noise schedule."""
+    from thalweg.diffusion.draw import open_pipeline
+    from thalweg.diffusion.from_diffusers import network_of
 
-    if workers == 1:
-        return InlinePool(objective.make(devices[0]))
-    return ProcessPool(objective, workers, devices)
-
-
-def evolution_for(noise: Any, nfe: int, max_order: int, seed: int) -> Evolution:
-    """The search for a number of evaluations."""
-    from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
-    from thalweg.diffusion.s3.space import SearchSpace
-
-    space = SearchSpace(noise=noise, nfe=nfe, max_order=max_order)
-    return Evolution(space, EvolutionConfig(seed=seed, num_seeds=96, num_random=32, batch=32))
+    pipe: Any = open_pipeline(model)
+    config = dict(pipe.scheduler.config)
+    return config, network_of(config)[0]
 
 
-def with_progress(evolution: Evolution, pool: Any, budget: int, state: Path, nfe: int) -> None:
-    """Run a search with a progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+def search_one(
+    task: Task, noise: NoiseSchedule, pools: Pools, nfe: int, device: str
+) -> tuple[dict[str, Any], Schedule]:
+    """Search, refine and choose for one number of evaluations; its row of the results, and the schedule."""
+    from thalweg.apps.search_task import FRESH
+    from thalweg.apps.search_view import with_progress
 
-    from thalweg.diffusion.s3.search import run_search
-
-    text = TextColumn("{task.description}"), TextColumn("best {task.fields[best]}")
-    with Bar(text[0], BarColumn(), MofNCompleteColumn(), text[1], TimeRemainingColumn()) as bar:
-        task = bar.add_task(f"{nfe} evaluations", total=budget, best="-")
-
-        def report(progress: Progress) -> None:
-            bar.update(task, completed=min(progress.evaluated, budget), best=f"{progress.best:.4f}")
-
-        run_search(evolution, pool, budget, state, report)
-
-
-def finals(evolution: Evolution, fresh: Any, nfe: int) -> tuple[dict[str, Any], SolverSchedule]:
-    """Judge the best, and the best known solver on a plain grid, on noises that the search has not seen."""
-    space = evolution.space
-    finalists = [space.schedule(genes) for genes, _ in evolution.best(FINALISTS)]
-    seeds = set(space.seeds())
-    ranked = sorted(evolution.scores, key=lambda n: (evolution.scores[n].value, n))
-    known = next((n for n in ranked if evolution.archive[n] in seeds), None)
+    begun = time.perf_counter()
+    evolution = evolution_for(task, noise, nfe)
+    with_progress(evolution, pools.get(0, task.samples[-1]), task, nfe)
+    finalists = [evolution.space.schedule(genes) for genes, _ in evolution.best(FINALISTS)]
+    names = ["searched"] * len(finalists)
+    known = best_known(evolution)
     if known is not None:
-        finalists.append(space.schedule(evolution.archive[known]))
-    scores = dict(fresh.scores(list(enumerate(finalists))))
+        finalists.append(evolution.space.schedule(evolution.archive[known]))
+        names.append("known")
+    refined: dict[str, Any] = {}
+    if task.refine:
+        schedule, refined = refined_of(task, noise, finalists[:REFINED], nfe, device)
+        finalists.append(schedule)
+        names.append("refined")
+    scores = dict(pools.get(FRESH, task.fresh).scores(list(enumerate(finalists))))
     best = min(range(len(finalists)), key=lambda i: scores[i].value)
+    errors = {
+        name: min(scores[i].value for i, n in enumerate(names) if n == name) for name in dict.fromkeys(names)
+    }
     row = {
         "nfe": nfe,
-        "evaluated": len(evolution.scores),
+        "winner": names[best],
         "error": scores[best].value,
-        "best_known_solver_error": None if known is None else scores[len(finalists) - 1].value,
+        "noise": scores[best].noise,
+        "searched_error": errors["searched"],
+        "best_known_solver_error": errors.get("known"),
+        "evaluated": len(evolution.scores),
+        "network_evaluations": evolution.network_evaluations,
+        "predictor_tau": [tau for tau in evolution.taus if tau is not None],
+        "refined": refined,
+        "seconds": round(time.perf_counter() - begun, 1),
     }
     return row, finalists[best]
 
 
-def scheduler_of(config: Any, noise: dict[str, Any], schedules: list[SolverSchedule]) -> Any:
-    """The schedules behind the scheduler interface of diffusers, for the same network."""
-    from thalweg.diffusion.solvers.scheduler import SearchedScheduler
+def evolution_for(task: Task, noise: NoiseSchedule, nfe: int) -> Evolution:
+    """The search for a number of evaluations."""
+    from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
+    from thalweg.diffusion.s3.guide import predictor_train
+    from thalweg.diffusion.s3.space import SearchSpace
 
-    flow = noise["kind"] == "flow"
-    return SearchedScheduler.from_schedules(
-        schedules,
-        prediction_type="flow_prediction" if flow else config.get("prediction_type", "epsilon"),
-        num_train_timesteps=config.get("num_train_timesteps", 1000),
-        noise_schedule=noise,
+    predictions = ("noise", "data", "velocity") if noise.kind == "flow" else ("noise", "data")
+    space = SearchSpace(noise=noise, nfe=nfe, max_order=task.max_order, predictions=predictions)
+    first = max(8, task.budget // 3)
+    config = EvolutionConfig(
+        seed=task.seed,
+        num_seeds=first * 3 // 4,
+        num_random=first // 4,
+        batch=max(8, min(32, task.budget // 6)),
+        counts=task.samples if len(task.samples) > 1 else (),
     )
+    return Evolution(space, config, predictor_train() if task.predictor else None)
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print one row per number of evaluations."""
-    from rich.console import Console
-    from rich.table import Table
+def best_known(evolution: Evolution) -> int | None:
+    """The best of the known solvers on plain grids in an archive."""
+    seeds = set(evolution.space.seeds())
+    ranked = sorted(evolution.scores, key=lambda n: (evolution.scores[n].value, n))
+    return next((n for n in ranked if evolution.archive[n] in seeds), None)
 
-    table = Table(box=None, header_style="bold", title="median distance to the teacher, unseen noises")
-    for heading in ("evaluations", "searched", "best known solver", "ratio", "schedules tried"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        known = row["best_known_solver_error"]
-        text = ("-", "-") if known is None else (f"{known:.4f}", f"{row['error'] / known:.2f}")
-        table.add_row(str(row["nfe"]), f"{row['error']:.4f}", *text, str(row["evaluated"]))
-    Console().print(table)
+
+def refined_of(
+    task: Task, noise: NoiseSchedule, starts: Sequence[Schedule], nfe: int, device: str
+) -> tuple[Schedule, dict[str, Any]]:
+    """Times and weights after gradient descent from the best; read again if it has been done before."""
+    from thalweg.apps.search_task import LEARN
+    from thalweg.diffusion.s3.descent import Settings
+    from thalweg.diffusion.s3.image_model import image_examples
+    from thalweg.diffusion.s3.refine import refine
+    from thalweg.diffusion.solvers.linear import LinearSchedule
+
+    path = task.out / f"refined_{nfe}.json"
+    if path.is_file():
+        schedule = LinearSchedule.load(path)
+        return schedule, dict(schedule.info["refined"]["cost"])
+    print(f"{nfe} evaluations: refining by gradients, {task.refine} iterations", flush=True)
+    steps = {k: v for k, v in task.options.items() if k == "teacher_steps"}
+    scale = task.options["guidance_scale"]
+    denoiser, examples = image_examples(
+        device,
+        task.model,
+        count=task.examples,
+        seed=task.seed + LEARN,
+        guidance_scale=1.0 if scale is None else scale,
+        **steps,
+    )
+    cut = len(examples) * 3 // 4
+    found = refine(
+        list(starts),
+        denoiser,
+        examples.pick(slice(0, cut)),
+        examples.pick(slice(cut, None)),
+        noise_schedule=noise,
+        settings=Settings(
+            iterations=task.refine,
+            learning_rates=(0.03,),
+            scout=max(1, task.refine // 6),
+            keep=1,
+            seed=task.seed,
+        ),
+    )
+    cost = {"network_evaluations": found.evaluations, "seconds": round(found.seconds, 1)}
+    info = {"refined": {**found.schedule.info["refined"], "cost": cost}}
+    schedule = LinearSchedule(
+        nodes=found.schedule.nodes, weights=found.schedule.weights, first=found.schedule.first, info=info
+    )
+    schedule.save(path)
+    return schedule, cost

@@ -9,7 +9,12 @@ from thalweg.apps import cli, registry, trainer_cli
 
 ROOT = trainer_cli.shipped_configs()
 OVERLAYS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "trainer").glob("*.yaml"))
-CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.yaml") if p.parent.name != "trainer")
+SEARCHES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("search_*.yaml"))
+CONFIGS = sorted(
+    name
+    for p in ROOT.rglob("*.yaml")
+    if p.parent.name != "trainer" and (name := p.relative_to(ROOT).as_posix()) not in SEARCHES
+)
 
 
 def printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
@@ -28,6 +33,13 @@ def test_config_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for key, value in written.get("trainer", {}).items():
         if not isinstance(value, dict | list):
             assert config["trainer"][key] == value
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_search_config_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = printed(["search", "--config", name], capsys)
+    written = yaml.safe_load((ROOT / name).read_text())
+    assert {key: config[key] for key in written} == written
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
