@@ -10,7 +10,8 @@ import psutil
 import pytest
 from tiny_pipeline import save_tiny_pipeline
 
-SIZES = ["--nfe=[3,4]", "--budget=192", "--samples=8", "--seed=3"]
+BUDGET = 96
+SIZES = ["--nfe=[3,4]", f"--budget={BUDGET}", "--samples=[4,8]", "--fresh=8", "--compare=false", "--seed=3"]
 PATIENCE = 120.0
 
 
@@ -21,12 +22,11 @@ def start(pipeline: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
 
 
 def finish(pipeline: Path, out: Path, workers: int) -> dict[str, bytes]:
-    """Files of the result."""
+    """Files of the result, and the states of the searches."""
     process = start(pipeline, out, workers)
     assert process.wait(PATIENCE) == 0, Path(f"{out}.log").read_text()
-    rows = json.dumps(json.loads((out / "results.json").read_text())["schedules"]).encode()
-    files = {path.name: path.read_bytes() for path in sorted((out / "scheduler").iterdir())}
-    return {**files, "rows": rows}
+    files = [*(out / "scheduler").iterdir(), *out.glob("search_*.json")]
+    return {path.name: path.read_bytes() for path in sorted(files)}
 
 
 def kill_after(process: subprocess.Popen[bytes], state: Path) -> int:
@@ -66,7 +66,8 @@ def test_a_killed_search_ends_as_if_nothing_had_happened(
     out = tmp_path / "run"
     for count in kills:  # in the first search, in the second
         state = out / f"search_{count}.json"
-        assert 0 < kill_after(start(pipeline, out, workers), state) < 192
+        assert 0 < kill_after(start(pipeline, out, workers), state) < BUDGET
         assert not (out / "scheduler").exists()
+    assert len(undisturbed) > 2
     assert finish(pipeline, out, workers) == undisturbed
     assert [p for p in out.rglob("*") if p.name.startswith(".") or p.suffix == ".tmp"] == []
