@@ -1,5 +1,6 @@
 """``thalweg demo``: the whole story on two CPU cores, through the same commands that a user types.
 
+A small image model learns handwritten digits, and schedules are searched that draw them in few steps.
 Two pretraining sets and an unseen downstream set come from our solvers. A small scOT is pretrained and
 fine-tuned on few trajectories, then compared with the same network and an FNO trained from scratch.
 """
@@ -20,7 +21,7 @@ from typing import IO
 DOWNSTREAM = "NS-PwC"
 PRETRAINING = ("NS-Sines", "NS-Gauss")
 MODELS = ("finetuned", "scratch", "fno")
-PARTS = ("steps", "data", "fits", "pretrained", "results", "gains")
+PARTS = ("steps", "data", "fits", "pretrained", "results", "gains", "digits", "search")
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots: jsonargparse reads the default from __dict__
@@ -45,6 +46,14 @@ class Plan:
     """Optimizer steps of the pretraining."""
     steps: int = 300
     """Optimizer steps of every other training."""
+    digits_epochs: int = 8
+    """Epochs of the image model on 4500 digits."""
+    nfe: tuple[int, ...] = (5, 8)
+    """Network evaluations for which solver schedules are searched."""
+    schedules: int = 64
+    """Schedules that each search tries."""
+    refinement: int = 60
+    """Gradient steps on the best of them."""
 
 
 _PLAN = Plan()
@@ -75,7 +84,7 @@ class Running:
 
 
 def demo(out: str = "runs/demo", fresh: bool = False, plan: Plan = _PLAN) -> None:
-    """Generate data, pretrain, fine-tune, train baselines, evaluate and write a report.
+    """Generate data, pretrain, fine-tune, train baselines, search samplers, evaluate and write a report.
 
     A stopped demo continues where it was. Pictures, numbers and commands end up in OUT/report.html.
 
@@ -133,6 +142,7 @@ def plan_steps(folder: Path, plan: Plan) -> list[Step]:
     weights = folder / "fits/pretrained/run/checkpoints/last.ckpt"
     argv = ("export", f"--ckpt={weights}", f"--to={pretrained}", "--overwrite")
     export = step_of(folder, "export_pretrained", *argv)
+    steps += image_steps(folder, plan)
     steps += [
         replace(pretraining, needs=tuple(f"generate_{name}" for name in PRETRAINING)),
         replace(export, needs=(pretraining.name,)),
@@ -150,6 +160,25 @@ def plan_steps(folder: Path, plan: Plan) -> list[Step]:
     gains = step_of(folder, "gains", "gains", *curves, "--reference=fno", f"--out={folder / 'gains'}")
     scores = tuple(step.name for step in steps if step.argv[0] == "evaluate")
     return [*steps, replace(gains, needs=scores)]
+
+
+def image_steps(folder: Path, plan: Plan) -> list[Step]:
+    """Train the image model, make it a pipeline, and search its schedules."""
+    logger = "--trainer.logger.init_args"
+    where = (f"{logger}.save_dir={folder / 'fits'}", f"{logger}.name=digits", f"{logger}.version=run")
+    size = (f"--trainer.max_epochs={plan.digits_epochs}", "--trainer.check_val_every_n_epoch=4")
+    fit = step_of(folder, "fit_digits", "fit", "--config", "s3/mnist.yaml", *size, *where)
+    weights, model = folder / "fits/digits/run/checkpoints/last.ckpt", folder / "digits"
+    argv = ("export", f"--ckpt={weights}", f"--to={model}", "--overwrite")
+    export = step_of(folder, "export_digits", *argv)
+    search = step_of(
+        folder,
+        "search_digits",
+        *("search", f"--model={model}", f"--out={folder / 'search'}", f"--nfe={list(plan.nfe)}"),
+        *(f"--budget={plan.schedules}", f"--refine={plan.refinement}", "--samples=[16,48]"),
+        *("--fresh=100", "--examples=64", "--variants=4"),
+    )
+    return [fit, replace(export, needs=(fit.name,)), replace(search, needs=(export.name,))]
 
 
 def step_of(folder: Path, name: str, *argv: str) -> Step:

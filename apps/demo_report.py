@@ -26,10 +26,12 @@ def write_report(folder: Path, plan: Plan, steps: list[Step]) -> Path:
     results = read_results(folder, plan)
     gains = json.loads((folder / "gains" / "gains.json").read_text())
     seconds = {step.name: json.loads(step.done.read_text())["seconds"] for step in steps}
-    write_json(summary(results, seconds), folder / "summary.json")
+    searched = json.loads((folder / "search" / "results.json").read_text())
+    errors = {nfe: {"ours": at["error"], **_best(at)} for nfe, at in searched["comparison"].items()}
+    write_json({**summary(results, seconds), "median_teacher_error": errors}, folder / "summary.json")
     about = provenance()
     report = Report(
-        title="Thalweg demo: a PDE foundation model on two CPU cores",
+        title="Thalweg demo: a PDE foundation model and few-step samplers on two CPU cores",
         subtitle=f"thalweg {about['thalweg']}, torch {about['torch']}, {about['machine']}, commit "
         f"{(about['commit'] or 'installed')[:12]}; {sum(seconds.values()) / 60:.1f} min summed over the "
         "steps, of which two run side by side",
@@ -38,6 +40,7 @@ def write_report(folder: Path, plan: Plan, steps: list[Step]) -> Path:
     add_errors(report, plan, results)
     add_gains(report, gains, folder)
     add_pictures(report, plan, folder)
+    add_search(report, plan, folder / "search")
     add_steps(report, steps, seconds)
     return report.write(folder / "report.html")
 
@@ -139,6 +142,28 @@ def add_pictures(report: Report, plan: Plan, folder: Path) -> None:
             report.add_heading(f"{label}, {trajectories(count)}")
         for picture in pictures:
             report.add_image(picture, f"{label}: {picture.stem.replace('_', ' ')}")
+
+
+def _best(at: dict[str, Any]) -> dict[str, float]:
+    """The best scheduler of diffusers in a comparison."""
+    return {rival["name"]: rival["error"] for rival in at["rivals"][:1]}
+
+
+def add_search(report: Report, plan: Plan, folder: Path) -> None:
+    """The digits: what the searched schedules draw, against the schedulers of diffusers."""
+    from thalweg.apps.search_report import add_comparison
+
+    report.add_heading("Few-step samplers for a model of handwritten digits")
+    report.add_text(
+        f"A small UNet was trained on 4500 digits for {plan.digits_epochs} epochs and exported as a "
+        f"diffusers pipeline. For {' and '.join(map(str, plan.nfe))} network evaluations, {plan.schedules} "
+        f"solver schedules were tried each, and the best refined by {plan.refinement} gradient steps."
+    )
+    add_comparison(report, json.loads((folder / "results.json").read_text())["comparison"])
+    report.add_image(folder / "quality.png", "Distance to a fine solver against network evaluations")
+    for nfe in plan.nfe:
+        caption = f"{nfe} evaluations. Rows: fine solver, ours, best of diffusers; same noises"
+        report.add_image(folder / f"samples_{nfe}.png", caption)
 
 
 def add_steps(report: Report, steps: list[Step], seconds: dict[str, float]) -> None:

@@ -44,7 +44,7 @@ class MetricRef:
     name: str
     """Key in the registry, e.g. ``pde/rel_l1``."""
     target: str
-    """Dotted path ``package.module:Class`` of a torchmetrics metric."""
+    """Dotted path ``package.module:name`` of a torchmetrics metric, or of a function of features."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Constructor arguments at their published protocol."""
     higher_is_better: bool = False

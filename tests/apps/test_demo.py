@@ -76,6 +76,10 @@ def test_the_whole_demo_at_small_sizes(tmp_path: Path) -> None:
         trajectories=(1, 3),
         pretraining_steps=4,
         steps=3,
+        digits_epochs=1,
+        nfe=(3,),
+        schedules=10,
+        refinement=2,
     )
     demo(str(tmp_path), plan=plan)
     page = (tmp_path / "report.html").read_text()

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 
 import pytest
@@ -34,7 +35,16 @@ def test_default_config_runs_the_registered_classes(name: str) -> None:
     assert config["data"]["class_path"] == app.datamodule
 
 
-@pytest.mark.parametrize("name", registry.datasets())
+def named_as(group: str, entries: Iterable[str]) -> list[str]:
+    return [name for name in entries if name.startswith(group)]
+
+
+def test_data_sets_and_metrics_are_of_known_groups() -> None:
+    names = [*registry.datasets(), *registry.metrics()]
+    assert sorted(names) == sorted(named_as("pde/", names) + named_as("image/", names))
+
+
+@pytest.mark.parametrize("name", named_as("pde/", registry.datasets()))
 def test_every_data_set_describes_itself(name: str) -> None:
     ref = registry.datasets()[name]
     spec = resolve(ref.target)(**ref.kwargs)
@@ -42,7 +52,27 @@ def test_every_data_set_describes_itself(name: str) -> None:
     assert ref.summary
 
 
-@pytest.mark.parametrize("name", registry.metrics())
+@pytest.mark.parametrize("name", named_as("image/", registry.datasets()))
+def test_every_image_set_has_its_stated_size(name: str) -> None:
+    ref = registry.datasets()[name]
+    images = resolve(ref.target)(**ref.kwargs)
+    assert len(images.labels) == int(ref.size.split(" x ")[0])
+    assert images.image(0).shape == (1, ref.kwargs["size"], ref.kwargs["size"])
+
+
+@pytest.mark.parametrize("name", ["image/fid", "image/kid"])
+def test_every_image_metric_is_ideal_on_equal_sets(name: str) -> None:
+    import torch
+
+    ref = registry.metrics()[name]
+    features_NF = torch.randn(1000, 4)
+    value = resolve(ref.target)(features_NF, features_NF)
+    number = value[0] if isinstance(value, tuple) else value
+    # The kernel distance is unbiased: within a set it leaves out what every image has in common with itself.
+    assert number == pytest.approx(ref.ideal, abs=1e-6 if name == "image/fid" else 0.05)
+
+
+@pytest.mark.parametrize("name", named_as("pde/", registry.metrics()))
 def test_every_metric_is_ideal_on_identical_fields(name: str) -> None:
     import torch
 
