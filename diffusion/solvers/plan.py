@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thalweg.diffusion.solvers.compile import Row
 from thalweg.diffusion.solvers.linear import Compilable
 from thalweg.diffusion.solvers.schedule import Node
 
@@ -31,6 +32,8 @@ class Plan:
     """b; used where rows hold the data prediction itself, because it is clipped."""
     weights: tuple[tuple[float, ...], ...]
     """w, weights of the M rows of the ring; row j mod M belongs to node j."""
+    spans: tuple[tuple[int, int], ...]
+    """First row of the ring with a weight in the step, and the one after the last."""
     clip: float | None
     """Bound of the data prediction."""
 
@@ -57,6 +60,7 @@ class Plan:
             mix=tuple((a / b).tolist()),
             scale=tuple(b.tolist()),
             weights=tuple(map(tuple, ring.tolist())),
+            spans=tuple(_span(row, k % size) for k, row in enumerate(ring)),
             clip=clip,
         )
 
@@ -78,10 +82,12 @@ class Run:
         self.shape = sample.shape
         options = {"dtype": self.dtype, "device": sample.device}
         size = len(plan.weights[0])
-        ring = torch.zeros((size, *sample.shape), **options)
+        # Not cleared: a step reads no row without a weight unless it lies between rows that are written.
+        ring = torch.empty((size, *sample.shape), **options)
         self.rows = ring.unbind()
         self.matrix = ring.view(size, -1).t()
         self.vectors = torch.tensor(plan.weights, **options).unbind()
+        self.end = begin + len(plan.ratio)
         self.given: Tensor | None = None
         self.version = 0
         self.flat = self.state = sample
@@ -97,12 +103,22 @@ class Run:
         torch.add(output, self.state, alpha=self.plan.mix[k], out=row)
         if self.plan.clip is not None:
             row.mul_(self.plan.scale[k]).clamp_(-self.plan.clip, self.plan.clip)
-        self.flat = torch.addmv(self.flat, self.matrix, self.vectors[k], beta=self.plan.ratio[k])
+        matrix, vector = self.matrix, self.vectors[k]
+        first, last = self.plan.spans[k]
+        if last - first < len(self.rows):
+            matrix, vector = matrix[:, first:last], vector[first:last]
+        self.flat = torch.addmv(self.flat, matrix, vector, beta=self.plan.ratio[k])
         self.state = self.flat.view(self.shape)
         result = self.state if sample.dtype == self.dtype else self.state.to(sample.dtype)
         self.given, self.version = result, result._version
         self.index += 1
         return result
+
+
+def _span(row: Row, newest: int) -> tuple[int, int]:
+    """Where the weights of a step lie; the newest row alone if there is none."""
+    used = np.flatnonzero(row)
+    return (int(used[0]), int(used[-1]) + 1) if len(used) else (newest, newest + 1)
 
 
 def data_of_output(node: Node, output: str, i: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
@@ -63,6 +64,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         self._plans: dict[tuple[int, int], Plan] = {}
         self._nfe: int | None = None
         self.timesteps = torch.zeros(0)
+        self._labels: list[float] = []
         self._begin_index: int | None = None
         self._reset()
         if self._schedules:
@@ -139,6 +141,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         if None in labels:
             raise ValueError(f"node {labels.index(None)} has neither a label nor a time to tell the network")
         self.timesteps = torch.tensor(labels, dtype=torch.float32, device=device)
+        self._labels = [float(np.float32(label)) for label in labels]
         self._begin_index = None
         self._reset()
 
@@ -170,7 +173,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         run = self._run
         if run is None:
             run = self._run = self._start(timestep, sample)
-        if run.index >= len(self.timesteps):
+        if run.index >= run.end:
             raise ValueError(f"all {self._nfe} steps are done; set_timesteps starts again")
         channels = sample.shape[1]
         if model_output.shape[1] == 2 * channels:
@@ -193,8 +196,10 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
             return self._begin_index
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             return 0  # looking at it would wait for the device
-        distance = (self.timesteps.cpu() - float(timestep)).abs()
-        return int(distance.argmin()) if float(distance.min()) < 1e-3 else 0
+        label = float(timestep)
+        distance = [abs(known - label) for known in self._labels]
+        nearest = min(distance)
+        return distance.index(nearest) if nearest < 1e-3 else 0
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """States alpha x0 + sigma noise at the labels ``timesteps``, shape (B,) or a single one.
