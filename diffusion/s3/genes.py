@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -64,6 +65,7 @@ def node_at(noise: NoiseSchedule, t: float) -> Node:
     return Node(alpha=alpha, sigma=sigma, t=float(t), label=label)
 
 
+@lru_cache(maxsize=8192)  # a search asks several times: whether it is valid, what it scores
 def decode(genes: Genes, noise: NoiseSchedule) -> SolverSchedule | LinearSchedule:
     """The schedule that genes stand for; with as many times as steps it ends at sigma = 0.
 

@@ -147,15 +147,34 @@ class SearchSpace:
         """Known multistep solvers on plain grids: orders, predictions, scalings, correctors or none."""
         ends = np.geomspace(*self.t_end, 4) if self.t_end[0] < self.t_end[1] else self.t_end[:1]
         times = {self.repair(self.grid(name, float(end))): None for name in GRIDS for end in ends}
+        found = [self._plain(t, step) for step in self._known() for t in times]
+        return [genes for genes in found if self.is_valid(genes)]
+
+    def seeds_on(self, times: Sequence[float]) -> list[Genes]:
+        """The same solvers on given times, which are brought into the range of the space.
+
+        Raises:
+            ValueError: If there are more or fewer times than a candidate has.
+        """
+        if len(times) != self.num_times:
+            raise ValueError(f"found {len(times)} times, needed: {self.num_times}")
+        mended = self.repair(times)
+        found = [self._plain(mended, step) for step in self._known()]
+        return [genes for genes in found if self.is_valid(genes)]
+
+    def _plain(self, times: tuple[float, ...], step: StepGenes) -> Genes:
+        return Genes(times=times, steps=(step,) * self.nfe)
+
+    def _known(self) -> list[StepGenes]:
+        """Steps of known solvers."""
         found = []
         for prediction in self.predictions:
             for order in range(1, self.max_order + 1):
                 for c in (0.0, 1 / 6, -1 / 3) if order == 2 else (0.0,):
-                    for corrector in (False, True):
-                        sign = -c if prediction == "data" else c
-                        step = StepGenes(prediction=prediction, order=order, c=sign, corrector=corrector)
-                        found += [Genes(times=t, steps=(step,) * self.nfe) for t in times]
-        return [genes for genes in found if self.is_valid(genes)]
+                    sign = -c if prediction == "data" else c
+                    options = {"prediction": prediction, "order": order, "c": sign}
+                    found += [StepGenes(**options, corrector=flag) for flag in (False, True)]
+        return found
 
     def mutate_times(self, genes: Genes, rng: Generator, width: float, rate: float = 1.0) -> Genes:
         """Move times in lambda by a part of the gaps beside them."""
