@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from thalweg.apps.search_task import Pools, Task
     from thalweg.diffusion.s3.evolution import Evolution
+    from thalweg.diffusion.s3.pool import Pool
+    from thalweg.diffusion.s3.space import SearchSpace
     from thalweg.diffusion.schedules import NoiseSchedule
     from thalweg.diffusion.solvers.linear import LinearSchedule
     from thalweg.diffusion.solvers.schedule import SolverSchedule
@@ -151,8 +154,10 @@ def search_one(
     from thalweg.apps.search_view import with_progress
 
     begun = time.perf_counter()
-    evolution = evolution_for(task, noise, nfe)
-    with_progress(evolution, pools.get(0, task.samples[-1]), task, nfe)
+    pool = pools.get(0, task.samples[-1])
+    space, starts = space_for(task, noise, nfe, pool)
+    evolution = evolution_for(task, space)
+    with_progress(evolution, pool, task, nfe)
     finalists = [evolution.space.schedule(genes) for genes, _ in evolution.best(FINALISTS)]
     names = ["searched"] * len(finalists)
     known = best_known(evolution)
@@ -178,6 +183,7 @@ def search_one(
         "best_known_solver_error": errors.get("known"),
         "evaluated": len(evolution.scores),
         "network_evaluations": evolution.network_evaluations,
+        "starts": starts,
         "predictor_tau": [tau for tau in evolution.taus if tau is not None],
         "refined": refined,
         "seconds": round(time.perf_counter() - begun, 1),
@@ -185,23 +191,45 @@ def search_one(
     return row, finalists[best]
 
 
-def evolution_for(task: Task, noise: NoiseSchedule, nfe: int) -> Evolution:
-    """The search for a number of evaluations."""
-    from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
-    from thalweg.diffusion.s3.guide import predictor_train
+def space_for(task: Task, noise: NoiseSchedule, nfe: int, pool: Pool) -> tuple[SearchSpace, dict[str, float]]:
+    """Where to search: from the first time at which known solvers do best, found anew or read again."""
+    from dataclasses import replace
+
+    from thalweg.apps.results import write_json
     from thalweg.diffusion.s3.space import SearchSpace
+    from thalweg.diffusion.s3.start import choose_start
 
     predictions = ("noise", "data", "velocity") if noise.kind == "flow" else ("noise", "data")
-    space = SearchSpace(noise=noise, nfe=nfe, max_order=task.max_order, predictions=predictions)
+    space = SearchSpace(
+        noise=noise, nfe=nfe, max_order=task.max_order, predictions=predictions, free_weights=0.5
+    )
+    path = task.out / f"start_{nfe}.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        part, starts = float(min(found, key=found.__getitem__)), found
+        return replace(space, noise=replace(noise, t_start=part * noise.t_start)), starts
+    space, starts = choose_start(space, pool, count=task.samples[0], seed=task.seed)
+    write_json(starts, path)
+    return space, starts
+
+
+def evolution_for(task: Task, space: SearchSpace) -> Evolution:
+    """The search for a number of evaluations."""
+    from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
+    from thalweg.diffusion.s3.process import process_train
+
     first = max(8, task.budget // 3)
     config = EvolutionConfig(
         seed=task.seed,
         num_seeds=first * 3 // 4,
         num_random=first // 4,
         batch=max(8, min(32, task.budget // 6)),
+        parents=16,
+        guided_generations=8,
+        explore=0.25,
         counts=task.samples if len(task.samples) > 1 else (),
     )
-    return Evolution(space, config, predictor_train() if task.predictor else None)
+    return Evolution(space, config, process_train() if task.predictor else None)
 
 
 def best_known(evolution: Evolution) -> int | None:
