@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.diffusion.schedules import Flow, NoiseSchedule, VPDiscrete
+from thalweg.diffusion.schedules import VE, Flow, NoiseSchedule, VPDiscrete
 
 
 def level_of_label(values: Mapping[str, Any], label: float) -> tuple[float, float]:
@@ -21,6 +22,8 @@ def level_of_label(values: Mapping[str, Any], label: float) -> tuple[float, floa
     if isinstance(schedule, Flow):
         sigma = label / schedule.label_scale
         return 1 - sigma, sigma
+    if isinstance(schedule, VE):
+        return 1.0, label if schedule.label_kind == "sigma" else math.exp(4 * label)
     scale = getattr(schedule, "label_scale", None)
     if scale is None:
         raise ValueError(f"labels of noise schedule {schedule.kind!r} cannot be turned back into levels")

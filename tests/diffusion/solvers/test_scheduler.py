@@ -11,7 +11,8 @@ from diffusers import DDPMPipeline, UNet2DModel
 from golden import golden_files
 from torch import Tensor
 
-from thalweg.diffusion.schedules import Flow, NoiseSchedule, VPDiscrete
+from thalweg.diffusion.schedules import VE, Flow, NoiseSchedule, VPDiscrete
+from thalweg.diffusion.solvers.levels import level_of_label
 from thalweg.diffusion.solvers.sample import sample
 from thalweg.diffusion.solvers.schedule import Corrector, Derivative, Node, SolverSchedule, Step, multistep
 from thalweg.diffusion.solvers.scheduler import SearchedScheduler
@@ -183,6 +184,14 @@ def test_noise_is_added_at_labels_between_the_nodes() -> None:
         alpha, sigma = (torch.tensor(f(t)).view(2, 1, 1, 1) for f in (noise.alpha, noise.sigma))
         torch.testing.assert_close(found, alpha * x0 + sigma * e, rtol=1e-6, atol=1e-6)
         assert torch.equal(found, scheduler.scale_noise(x0, torch.tensor(noise.label(t)), e))
+
+
+@pytest.mark.parametrize("kind", ["sigma", "edm"])
+def test_labels_of_exploding_noise_are_turned_back(kind: str) -> None:
+    noise = VE(label_kind=kind)
+    for t in (0.002, 1.0, 80.0):
+        found = level_of_label(noise.to_dict(), float(noise.label(t)))
+        assert found == pytest.approx((1.0, t), rel=1e-12)
 
 
 def test_saved_schedules_come_back_whole(tmp_path: Path) -> None:
