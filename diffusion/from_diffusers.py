@@ -24,7 +24,7 @@ def network_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, Kind]:
         config: ``scheduler.config``.
 
     Raises:
-        ValueError: For a scheduler that says neither betas nor a flow.
+        ValueError: For a scheduler that says neither betas nor a flow, or that rescales its betas.
     """
     name = config.get("_class_name", "")
     if config.get("noise_schedule") and config.get("prediction_type") in KINDS:  # SearchedScheduler
@@ -38,6 +38,11 @@ def network_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, Kind]:
         raise ValueError(
             f"scheduler {name or 'without a name'} with prediction_type {kind!r} is not understood; allowed: "
             f"betas with {', '.join(KINDS)}, or flow matching"
+        )
+    if config.get("rescale_betas_zero_snr"):
+        raise ValueError(
+            f"scheduler {name or 'without a name'} has rescale_betas_zero_snr, a noise schedule "
+            "without signal at its start, which is not supported yet"
         )
     betas = config.get("trained_betas")
     return VPDiscrete(
