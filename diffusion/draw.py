@@ -113,8 +113,9 @@ def contents(
             raise ValueError(f"{name} knows {len(classes)} classes: say which to draw")
     for given in classes:
         if given not in table:
-            known = ", ".join(map(str, list(table)[: 2 * ALL_CLASSES]))
-            more = ", ..." if len(table) > 2 * ALL_CLASSES else ""
+            names = list(dict.fromkeys(map(str, table)))
+            known = ", ".join(names[: 2 * ALL_CLASSES])
+            more = ", ..." if len(names) > 2 * ALL_CLASSES else ""
             raise ValueError(f"class {given!r} is unknown, allowed: {known}{more}")
     return [table[given] for given in classes for _ in range(count)]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from thalweg.diffusion.draw import open_pipeline
 from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.parameterization import Kind, to_data
 from thalweg.diffusion.s3.examples import Denoiser as RefineDenoiser
@@ -76,29 +77,16 @@ def load_pipeline(folder: str | Path) -> DiffusionPipeline:
     """
     import json
 
-    from diffusers import DDPMPipeline
-
-    from thalweg.diffusion.pipeline import ClassImagePipeline
-
     index = Path(folder) / "model_index.json"
     if not index.is_file():
         raise ValueError(f"{folder} is no pipeline's folder: it has no model_index.json")
     name = json.loads(index.read_text()).get("_class_name")
     if isinstance(name, list):  # [module, class] of code that travels with the folder
         name = name[-1]
-    known = {"ClassImagePipeline": ClassImagePipeline, "DDPMPipeline": DDPMPipeline}
+    known = ("ClassImagePipeline", "DDPMPipeline")
     if name not in known:
         raise ValueError(f"{folder} holds a {name}, allowed: {', '.join(known)}")
-    return known[name].from_pretrained(folder)
-
-
-def scheduler_config(folder: str | Path) -> dict[str, Any]:
-    """What a pipeline's scheduler says about its network.
-
-    Raises:
-        ValueError: If the folder holds no pipeline that is understood.
-    """
-    return dict(load_pipeline(folder).scheduler.config)
+    return open_pipeline(str(folder))
 
 
 def teacher_schedule(noise: NoiseSchedule, steps: int = TEACHER_STEPS) -> SolverSchedule:
