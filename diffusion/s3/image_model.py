@@ -6,7 +6,7 @@ Shapes: B samples, C channels, H = W pixels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
