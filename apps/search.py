@@ -152,35 +152,31 @@ def search_one(
     """Search, refine and choose for one number of evaluations; its row of the results, and the schedule."""
     from thalweg.apps.search_task import FRESH
     from thalweg.apps.search_view import with_progress
+    from thalweg.diffusion.s3.judge import rerank
 
     begun = time.perf_counter()
     pool = pools.get(0, task.samples[-1])
     space, starts = space_for(task, noise, nfe, pool)
     evolution = evolution_for(task, space)
     with_progress(evolution, pool, task, nfe)
-    finalists = [evolution.space.schedule(genes) for genes, _ in evolution.best(FINALISTS)]
-    names = ["searched"] * len(finalists)
-    known = best_known(evolution)
-    if known is not None:
-        finalists.append(evolution.space.schedule(evolution.archive[known]))
-        names.append("known")
+    fresh = pools.get(FRESH, task.fresh)
+    winner, table = rerank(evolution, fresh, FINALISTS)
+    schedule, score, how = winner.schedule, winner.fresh, "searched"
+    known = min((judged.fresh.value for judged in table if judged.known), default=None)
     refined: dict[str, Any] = {}
     if task.refine:
-        schedule, refined = refined_of(task, noise, finalists[:REFINED], nfe, device)
-        finalists.append(schedule)
-        names.append("refined")
-    scores = dict(pools.get(FRESH, task.fresh).scores(list(enumerate(finalists))))
-    best = min(range(len(finalists)), key=lambda i: scores[i].value)
-    errors = {
-        name: min(scores[i].value for i, n in enumerate(names) if n == name) for name in dict.fromkeys(names)
-    }
+        best = [evolution.space.schedule(genes) for genes, _ in evolution.best(REFINED)]
+        other, refined = refined_of(task, noise, best, nfe, pools, device)
+        ((_, judged),) = fresh.scores([(0, other)])
+        if judged.value < score.value:
+            schedule, score, how = other, judged, "refined"
     row = {
         "nfe": nfe,
-        "winner": names[best],
-        "error": scores[best].value,
-        "noise": scores[best].noise,
-        "searched_error": errors["searched"],
-        "best_known_solver_error": errors.get("known"),
+        "winner": how,
+        "error": score.value,
+        "noise": score.noise,
+        "searched_error": winner.fresh.value,
+        "best_known_solver_error": known,
         "evaluated": len(evolution.scores),
         "network_evaluations": evolution.network_evaluations,
         "starts": starts,
@@ -188,7 +184,7 @@ def search_one(
         "refined": refined,
         "seconds": round(time.perf_counter() - begun, 1),
     }
-    return row, finalists[best]
+    return row, schedule
 
 
 def space_for(task: Task, noise: NoiseSchedule, nfe: int, pool: Pool) -> tuple[SearchSpace, dict[str, float]]:
@@ -232,20 +228,11 @@ def evolution_for(task: Task, space: SearchSpace) -> Evolution:
     return Evolution(space, config, process_train() if task.predictor else None)
 
 
-def best_known(evolution: Evolution) -> int | None:
-    """The best of the known solvers on plain grids in an archive."""
-    seeds = set(evolution.space.seeds())
-    ranked = sorted(evolution.scores, key=lambda n: (evolution.scores[n].value, n))
-    return next((n for n in ranked if evolution.archive[n] in seeds), None)
-
-
 def refined_of(
-    task: Task, noise: NoiseSchedule, starts: Sequence[Schedule], nfe: int, device: str
+    task: Task, noise: NoiseSchedule, starts: Sequence[Schedule], nfe: int, pools: Pools, device: str
 ) -> tuple[Schedule, dict[str, Any]]:
     """Times and weights after gradient descent from the best; read again if it has been done before."""
-    from thalweg.apps.search_task import LEARN
     from thalweg.diffusion.s3.descent import Settings
-    from thalweg.diffusion.s3.image_model import image_examples
     from thalweg.diffusion.s3.refine import refine
     from thalweg.diffusion.solvers.linear import LinearSchedule
 
@@ -254,16 +241,7 @@ def refined_of(
         schedule = LinearSchedule.load(path)
         return schedule, dict(schedule.info["refined"]["cost"])
     print(f"{nfe} evaluations: refining by gradients, {task.refine} iterations", flush=True)
-    steps = {k: v for k, v in task.options.items() if k == "teacher_steps"}
-    scale = task.options["guidance_scale"]
-    denoiser, examples = image_examples(
-        device,
-        task.model,
-        count=task.examples,
-        seed=task.seed + LEARN,
-        guidance_scale=1.0 if scale is None else scale,
-        **steps,
-    )
+    denoiser, examples = pools.learning(device)
     cut = len(examples) * 3 // 4
     found = refine(
         list(starts),

@@ -138,7 +138,9 @@ def plot(folder: Path, rows: list[dict[str, Any]], comparison: dict[str, Any]) -
 def grids(folder: Path, report: dict[str, Any]) -> list[Path]:
     """Draw rows of images from the same noises: a fine solver, ours, the best of diffusers."""
     import torch
+    from diffusers.utils.pil_utils import numpy_to_pil
 
+    from thalweg.apps.sample import grid
     from thalweg.diffusion.s3.objectives import open_sampler
     from thalweg.diffusion.solvers.scheduler import SearchedScheduler
 
@@ -174,18 +176,7 @@ def grids(folder: Path, report: dict[str, Any]) -> list[Path]:
                 guidance_scale=scale,
             )
             lines.append(sampler.images(end))
-        paths.append(save_grid(torch.stack(lines), folder / f"samples_{row['nfe']}.png"))
+        path = folder / f"samples_{row['nfe']}.png"
+        grid(numpy_to_pil(torch.cat(lines).cpu().permute(0, 2, 3, 1).numpy()), IMAGES).save(path)
+        paths.append(path)
     return paths
-
-
-def save_grid(images_RNCHW: Any, path: Path) -> Path:
-    """Write R rows of N images, floats from 0 to 1, as one PNG; small images are enlarged."""
-    from PIL import Image
-
-    rows, count, channels, height, width = images_RNCHW.shape
-    pixels = (images_RNCHW * 255).round().byte().permute(0, 3, 1, 4, 2)
-    pixels = pixels.reshape(rows * height, count * width, channels).cpu().numpy()
-    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    scale = max(1, 64 // height)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
-    return path

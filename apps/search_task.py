@@ -89,6 +89,7 @@ class Pools:
         self.task, self.workers, self.devices, self.options = task, workers, devices, options
         self.name = ("inline" if workers == 1 else "process") if name == "auto" else name
         self._made: dict[int, Pool] = {}
+        self._learning: tuple[Any, Any] | None = None
 
     def get(self, offset: int, count: int) -> Pool:
         """Workers that judge on ``count`` noises of the seed plus ``offset``."""
@@ -98,6 +99,19 @@ class Pools:
             reference = objective_of(self.task, offset, count)
             self._made[offset] = make_pool(self.name, reference, self.workers, self.devices, **self.options)
         return self._made[offset]
+
+    def learning(self, device: str) -> tuple[Any, Any]:
+        """Denoiser and examples of the refinement, made once for all numbers of evaluations."""
+        from thalweg.diffusion.s3.image_model import image_examples
+
+        if self._learning is None:
+            options = {name: value for name, value in self.task.options.items() if name == "teacher_steps"}
+            scale = self.task.options["guidance_scale"]
+            options["guidance_scale"] = 1.0 if scale is None else scale
+            self._learning = image_examples(
+                device, self.task.model, count=self.task.examples, seed=self.task.seed + LEARN, **options
+            )
+        return self._learning
 
     def close(self) -> None:
         """Let go of all workers."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline
+from tiny_pipeline import save_tiny_pipeline
 
 from thalweg.apps.cli import main
 from thalweg.diffusion.solvers.scheduler import SearchedScheduler
@@ -16,20 +16,8 @@ SIZES = ["--nfe=[3,4]", "--budget=36", "--samples=[4,8]", "--fresh=16", "--optio
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-    )
     folder = tmp_path_factory.mktemp("pipeline")
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    DDPMPipeline(unet.eval(), scheduler).save_pretrained(folder)
+    save_tiny_pipeline(folder)
     return folder
 
 
