@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler
+from tiny_pipeline import tiny_unet
 from tiny_pipelines import build
 from torch import Tensor
 
@@ -65,22 +66,11 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Ten classes of 8 x 8 images, from random weights."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        num_class_embeds=11,
-    )
+    unet = tiny_unet(num_class_embeds=11)
     path = tmp_path_factory.mktemp("pipeline")
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing", prediction_type="v_prediction")
     names = [str(k) for k in range(10)]
-    ClassImagePipeline(unet.eval(), scheduler, class_names=names, null_label=10).save_pretrained(path)
+    ClassImagePipeline(unet, scheduler, class_names=names, null_label=10).save_pretrained(path)
     return str(path)
 
 
