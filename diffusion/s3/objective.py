@@ -6,7 +6,6 @@ ruled by the few samples that end in another mode, and must not be used for rank
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,35 +85,3 @@ def summarise(errors: Tensor) -> Score:
     # A normal's interquartile range is 1.349 deviations; its median is off by 1.253 deviations / sqrt(n).
     spread = (high - low) / 1.349 * 1.253 / len(errors) ** 0.5
     return Score(value=middle, noise=spread, count=len(errors))
-
-
-def halving(
-    schedules: Sequence[Schedule],
-    objective: Callable[[Schedule, int], Score],
-    counts: tuple[int, ...],
-    keep: float = 0.5,
-) -> list[Score]:
-    """Score all schedules on few samples, and only the better part on more, in rounds.
-
-    Args:
-        schedules: Candidates.
-        objective: Score on the first so many samples.
-        counts: Samples of each round, rising.
-        keep: Part that goes on to the next round.
-
-    Returns:
-        The last score of each, in the order given.
-
-    Raises:
-        ValueError: If counts do not rise.
-    """
-    if list(counts) != sorted(set(counts)) or not counts:
-        raise ValueError(f"samples of the rounds must rise, got {counts}")
-    scores: dict[int, Score] = {}
-    alive = list(range(len(schedules)))
-    for count in counts:
-        for index in alive:
-            scores[index] = objective(schedules[index], count)
-        alive.sort(key=lambda index: (scores[index].value, index))
-        alive = alive[: max(1, round(keep * len(alive)))]
-    return [scores[index] for index in range(len(schedules))]

@@ -12,7 +12,7 @@ from search_objectives import denoise, objective
 
 from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
 from thalweg.diffusion.s3.genes import Genes, StepGenes, decode, weight_of
-from thalweg.diffusion.s3.objective import HOPELESS, Score, TeacherError, halving, summarise
+from thalweg.diffusion.s3.objective import HOPELESS, Score, TeacherError, summarise
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.schedules import VE, Flow, VPCosine, VPDiscrete, VPLinear
 from thalweg.diffusion.solvers.schedule import SolverSchedule
@@ -175,19 +175,6 @@ def test_score_is_the_median_and_its_error() -> None:
     repeats = [summarise(torch.randn(400).abs()).value for _ in range(400)]
     assert summarise(torch.randn(400).abs()).noise == pytest.approx(np.std(repeats), rel=0.4)
     assert summarise(torch.tensor([1.0, float("nan"), float("inf")])).value == HOPELESS
-
-
-def test_halving_keeps_the_best_and_spends_less() -> None:
-    space, error = SPACES["vp"], objective()
-    schedules = [space.schedule(genes) for genes in space.seeds()[:16]]
-    full = [error(schedule).value for schedule in schedules]
-    error.evaluations = 0
-    scores = halving(schedules, error, (16, 32, 64), keep=0.5)
-    assert error.evaluations == 6 * (16 * 16 + 8 * 32 + 4 * 64)
-    assert scores[int(np.argmin(full))].value == min(full)
-    assert sorted(score.count for score in scores) == [16] * 8 + [32] * 4 + [64] * 4
-    with pytest.raises(ValueError, match="must rise"):
-        halving(schedules, error, (32, 16))
 
 
 def test_batches_do_not_change_errors_and_shapes_must_agree() -> None:
