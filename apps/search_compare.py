@@ -20,18 +20,14 @@ def compare_all(
 
     Nothing for pipelines that do not draw pixels: the known solvers on plain grids are the bar there.
     """
-    import json
-    from pathlib import Path
-
     from rich.progress import Progress
 
     from thalweg.apps.search_task import TEST
     from thalweg.diffusion.s3.compare import rivals
     from thalweg.diffusion.s3.image_model import image_objective
+    from thalweg.diffusion.s3.samplers import draws_pixels
 
-    index = Path(task.model) / "model_index.json"
-    name = json.loads(index.read_text())["_class_name"] if index.is_file() else None
-    if (name[-1] if isinstance(name, list) else name) not in ("ClassImagePipeline", "DDPMPipeline"):
+    if not draws_pixels(task.model):
         print("the schedulers of diffusers are compared for pipelines of pixels only")
         return {}
     scale = 1.0 if task.options["guidance_scale"] is None else task.options["guidance_scale"]

@@ -40,6 +40,7 @@ def check(task: Task, nfe: Sequence[int]) -> None:
         ValueError: Naming the option, its value and what is allowed.
     """
     from thalweg.diffusion.s3.objectives import OBJECTIVES
+    from thalweg.diffusion.s3.samplers import draws_pixels
 
     if task.objective not in OBJECTIVES:
         raise ValueError(f"objective is {task.objective!r}, allowed: {', '.join(OBJECTIVES)}")
@@ -52,6 +53,8 @@ def check(task: Task, nfe: Sequence[int]) -> None:
         raise ValueError(f"samples is {list(task.samples)}, allowed: one or more numbers of at least 1")
     if task.refine < 0:
         raise ValueError(f"refine is {task.refine}, allowed: 0 (no gradients) and more")
+    if task.refine and Path(task.model).is_dir() and not draws_pixels(task.model):
+        raise ValueError(f"refine is {task.refine}, allowed: 0, since {task.model} does not denoise pixels")
 
 
 def keep_settings(settings: dict[str, Any], path: Path) -> None:

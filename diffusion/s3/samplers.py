@@ -86,15 +86,19 @@ def open_sampler(
     Raises:
         ValueError: If there is no such pipeline, or prompts and classes are not for it.
     """
-    index = Path(folder) / "model_index.json"
-    name = json.loads(index.read_text()).get("_class_name") if index.is_file() else None
-    name = name[-1] if isinstance(name, list) else name
-    if name in ("ClassImagePipeline", "DDPMPipeline") and prompts is None and classes is None:
+    if draws_pixels(folder) and prompts is None and classes is None:
         scale = 1.0 if guidance_scale is None else guidance_scale
         return ImageSampler(device, folder, count, seed, scale, batch)
     return PipelineSampler(
         device, folder, count, seed, guidance_scale, batch, prompts=prompts, classes=classes, output=output
     )
+
+
+def draws_pixels(folder: str | Path) -> bool:
+    """Whether a folder holds a pipeline that denoises pixels, whose network is called directly."""
+    index = Path(folder) / "model_index.json"
+    name = json.loads(index.read_text()).get("_class_name") if index.is_file() else None
+    return (name[-1] if isinstance(name, list) else name) in ("ClassImagePipeline", "DDPMPipeline")
 
 
 def finite(judge: Callable[[Tensor], Score]) -> Callable[[Tensor], Score]:

@@ -67,6 +67,15 @@ def test_bad_options_are_named(
     assert complaint in str(stop.value.code) + capsys.readouterr().err
 
 
+def test_refinement_of_latents_is_refused_before_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(SystemExit) as stop:
+        main(["search", f"--model={tmp_path}", "--refine=5"])
+    assert "does not denoise pixels" in str(stop.value.code) + capsys.readouterr().err
+
+
 def test_a_search_with_other_settings_is_not_continued(pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(json.dumps({"seed": 7}))
     with pytest.raises(SystemExit, match=r"holds a search with .*seed=7 \(now 0\)"):
