@@ -1,6 +1,7 @@
 """Shared test set-up: few threads, no network, deterministic seeds."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -10,6 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+"""Handlers before any test."""
+
 
 @pytest.fixture(autouse=True)
 def _fresh_torch_state() -> Iterator[None]:
@@ -18,3 +22,15 @@ def _fresh_torch_state() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_signals() -> Iterator[None]:
+    """Restore the handlers of signals: a fit that fails leaves Lightning's, and forked workers inherit it.
+
+    A worker with that handler survives ``terminate``, and whoever joins it waits for ever.
+    """
+    yield
+    for number, handler in HANDLERS.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
