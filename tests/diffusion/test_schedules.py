@@ -11,17 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.diffusion.schedules import (
-    BETA_SCHEDULES,
     SCHEDULES,
     VE,
     Flow,
     NoiseSchedule,
-    VariancePreserving,
     VPCosine,
     VPDiscrete,
     VPLinear,
     flow_mu,
 )
+from thalweg.diffusion.variance_preserving import BETA_SCHEDULES, VariancePreserving
 
 (GOLDEN,) = golden_files("s3", "toy.json")
 PROBLEMS = json.loads(Path(GOLDEN).read_text())["problems"]
