@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from thalweg.checkpoints.atomic import write_text
-from thalweg.diffusion.s3.genes import Genes
+from thalweg.diffusion.s3.genes import Genes, with_weights
 from thalweg.diffusion.s3.guide import Guess, Train, tau_of
 from thalweg.diffusion.s3.objective import Score
 from thalweg.diffusion.s3.space import SearchSpace
+from thalweg.diffusion.solvers.linear import LinearSchedule
+from thalweg.diffusion.solvers.schedule import SolverSchedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +166,19 @@ class Evolution:
     def best(self, count: int = 1) -> list[tuple[Genes, Score]]:
         """The best so far, best first."""
         return [(self.archive[n], self.scores[n]) for n in self.ranked()[:count]]
+
+    def schedule(self, number: int) -> SolverSchedule | LinearSchedule:
+        """What a candidate does, with the weights that were fitted when it was scored, if they were."""
+        schedule = self.space.schedule(self.archive[number])
+        score = self.scores.get(number)
+        if score is None or score.weights is None:
+            return schedule
+        return LinearSchedule(nodes=schedule.nodes, weights=score.weights, info={"weights": "least squares"})
+
+    def fitted(self, count: int) -> list[Genes]:
+        """The best with fitted weights as genes with shifts, to go on from in a search of the weights."""
+        ranked = [n for n in self.ranked() if self.scores[n].weights is not None][:count]
+        return [with_weights(self.archive[n], self.schedule(n)) for n in ranked]
 
     def _first(self) -> list[Genes]:
         seeds = self.space.seeds()

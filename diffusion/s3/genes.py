@@ -130,6 +130,15 @@ def _derivatives(gene: StepGenes, order: int, earlier: tuple[int, ...]) -> tuple
     return (first, *(Derivative(k=k, nodes=earlier) for k in range(2, order)))
 
 
+def with_weights(genes: Genes, schedule: Compilable) -> Genes:
+    """The times of a candidate, steps of DDIM, and the shifts that make of them the weights of a schedule."""
+    sums = totals(schedule.nodes)
+    rows = schedule.compile().steps()[1]
+    shares = (np.cumsum(row[:i]) / sums[i] if sums[i] else np.zeros(i) for i, row in enumerate(rows))
+    shifts = tuple(tuple(share.tolist()) for share in shares)
+    return Genes(times=genes.times, steps=(StepGenes(),) * len(genes.steps), shifts=shifts)
+
+
 def weight_of(schedule: Compilable) -> float:
     """Largest coefficient of a data prediction in any state: how much a schedule amplifies errors."""
     return float(np.abs(schedule.compile().C_pred).max())

@@ -52,10 +52,10 @@ def rerank(
     ranked = evolution.ranked()
     if not ranked or top < 1:
         raise ValueError(f"nothing to judge: {len(ranked)} candidates have a score, top is {top}")
-    given = {*evolution.seeds, *evolution.space.seeds()}
+    given = {genes for genes in (*evolution.seeds, *evolution.space.seeds()) if not genes.shifts}
     known = [n for n in ranked if evolution.archive[n] in given]
     numbers = list(dict.fromkeys([*ranked[:top], *known[:1]]))
-    schedules = {n: evolution.space.schedule(evolution.archive[n]) for n in numbers}
+    schedules = {n: evolution.schedule(n) for n in numbers}
     found = dict(fresh.scores(list(schedules.items()), count=count))
     table = [
         Judged(

@@ -6,11 +6,12 @@ ruled by the few samples that end in another mode, and must not be used for rank
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from thalweg.diffusion.s3.fit import Path, fit
 from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.sample import Denoiser, sample
 from thalweg.diffusion.solvers.schedule import SolverSchedule
@@ -30,6 +31,13 @@ class Score:
     """Standard error of the median, from quartiles."""
     count: int
     """Samples it rests on."""
+    weights: tuple[tuple[float, ...], ...] | None = None
+    """Weights of the steps that were fitted on the way; None for those of the schedule."""
+
+    def __post_init__(self) -> None:
+        """Make tuples of what JSON gives as lists."""
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(map(tuple, self.weights)))
 
 
 class TeacherError:
@@ -43,15 +51,19 @@ class TeacherError:
         x_T: Starts, shape (B, ...).
         target: Teacher's end states, shape (B, ...).
         batch: Samples at once.
+        path: Way of the teacher; if given, weights are fitted to it, and only the nodes of a schedule count.
     """
 
-    def __init__(self, denoiser: Denoiser, x_T: Tensor, target: Tensor, batch: int = 1024) -> None:
+    def __init__(
+        self, denoiser: Denoiser, x_T: Tensor, target: Tensor, batch: int = 1024, path: Path | None = None
+    ) -> None:
         if x_T.shape != target.shape:
             raise ValueError(f"starts {tuple(x_T.shape)} and targets {tuple(target.shape)} differ in shape")
         self.denoiser = denoiser
         self.x_T = x_T
         self.target = target
         self.batch = batch
+        self.path = path
         self.evaluations = 0
 
     def __len__(self) -> int:
@@ -74,7 +86,14 @@ class TeacherError:
 
     def __call__(self, schedule: Schedule, count: int | None = None) -> Score:
         """Score on the first ``count`` samples."""
-        return summarise(self.errors(schedule, count))
+        if self.path is None:
+            return summarise(self.errors(schedule, count))
+        count = len(self) if count is None else min(count, len(self))
+        path = self.path.first(count)
+        found, end = fit(schedule, self.denoiser, self.x_T[:count], path, batch=self.batch)
+        self.evaluations += count * schedule.nfe
+        score = summarise((end - self.target[:count]).flatten(1).norm(dim=1))
+        return replace(score, weights=found.weights)
 
 
 def summarise(errors: Tensor) -> Score:

@@ -49,6 +49,8 @@ class SearchSpace:
     free_weights: float = 0.0
     """Width of the mutation of the steps' weights, in parts of a step at ``width`` 1; 0 for none but those of
     known solvers. Few evaluations gain from it: no decision gives the weights that are best for them."""
+    only_times: bool = False
+    """Search times alone, for objectives that find the weights themselves; steps are those of DDIM."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -119,6 +121,8 @@ class SearchSpace:
 
     def random_step(self, rng: Generator) -> StepGenes:
         """Random decisions; second order is the most frequent, as in published searches."""
+        if self.only_times:
+            return StepGenes()
         weights = np.array([0.2, 0.4, 0.3, 0.1][: self.max_order])
         order = 1 + int(rng.choice(len(weights), p=weights / weights.sum()))
         return StepGenes(
@@ -167,6 +171,8 @@ class SearchSpace:
 
     def _known(self) -> list[StepGenes]:
         """Steps of known solvers."""
+        if self.only_times:
+            return [StepGenes()]
         found = []
         for prediction in self.predictions:
             for order in range(1, self.max_order + 1):
@@ -188,6 +194,8 @@ class SearchSpace:
 
     def mutate_step(self, step: StepGenes, rng: Generator, width: float, rate: float) -> StepGenes:
         """Redraw decisions, each with probability ``rate``, and jitter the scaling."""
+        if self.only_times:
+            return step
         fresh = self.random_step(rng)
         names = [name for name in ("prediction", "order", "near", "corrector") if rng.random() < rate]
         step = replace(step, **{name: getattr(fresh, name) for name in names})
@@ -198,7 +206,7 @@ class SearchSpace:
 
     def mutate_weights(self, genes: Genes, rng: Generator, width: float) -> Genes:
         """Move a few of the weights of the steps, if they are free."""
-        if not self.free_weights:
+        if not self.free_weights or self.only_times:
             return genes
         rows = genes.shifts or tuple((0.0,) * i for i in range(self.nfe))
         rate = min(0.5, rng.choice(MOVED) / max(sum(map(len, rows)), 1))
