@@ -119,14 +119,19 @@ class WeightFit:
         self._data: list[Tensor] = []
 
     def step(self, state: Tensor, data: Tensor) -> Tensor:
-        """The next state, from the data prediction at this one; both (B, ...)."""
+        """The next state, from the data prediction at this one; both (B, ...).
+
+        Where there are more states than the path has, the first ones are looked at, and all are moved.
+        """
         i = len(self.rows)
         self._data.append(data)
         ratio = self.nodes[i + 1].sigma / self.nodes[i].sigma
         row = np.eye(i + 1)[i]
         if i and self.totals[i]:
-            wanted = (self.path.at(self.nodes[i + 1]) - ratio * state) / self.totals[i] - data
-            v = _solve(self._differences(), wanted, self.config)
+            target = self.path.at(self.nodes[i + 1])
+            rows = slice(0, len(target))
+            wanted = (target - ratio * state[rows]) / self.totals[i] - data[rows]
+            v = _solve(self._differences(rows), wanted, self.config)
             row[:-1] += v
             row[1:] -= v
         self.rows.append(tuple((self.totals[i] * row).tolist()))
@@ -135,10 +140,10 @@ class WeightFit:
             state = torch.add(state, known, alpha=weight)
         return state
 
-    def _differences(self) -> Tensor:
+    def _differences(self, rows: slice) -> Tensor:
         """x0_j - x0_{j+1}, (B, F, k)."""
         pairs = zip(self._data[:-1], self._data[1:], strict=True)
-        return torch.stack([(a - b).flatten(1).double() for a, b in pairs], -1)
+        return torch.stack([(a - b)[rows].flatten(1).double() for a, b in pairs], -1)
 
     def schedule(self) -> LinearSchedule:
         """Nodes and weights; the run has to be over."""

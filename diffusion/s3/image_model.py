@@ -16,11 +16,13 @@ from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.parameterization import Kind, to_data
 from thalweg.diffusion.s3.examples import Denoiser as RefineDenoiser
 from thalweg.diffusion.s3.examples import Examples
+from thalweg.diffusion.s3.fit import Path as TeacherPath
+from thalweg.diffusion.s3.fit import fit, record
 from thalweg.diffusion.s3.genes import Genes, StepGenes
 from thalweg.diffusion.s3.objective import TeacherError
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.schedules import NoiseSchedule
-from thalweg.diffusion.solvers.linear import Compilable
+from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule
 from thalweg.diffusion.solvers.sample import Denoiser, sample
 from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
 
@@ -137,6 +139,7 @@ class ImageSampler:
         self.labels = torch.arange(count, device=device) % len(names) if names else None
         self.denoiser = ImageDenoiser(pipeline, kind, self.labels, guidance_scale)
         self.batch = batch
+        self._paths: dict[int, TeacherPath] = {}
 
     def __len__(self) -> int:
         """Number of noises."""
@@ -158,6 +161,25 @@ class ImageSampler:
         with torch.no_grad():
             ends = [sample(schedule, self.denoiser.on(rows), self.x_T[rows])[-1] for rows in parts]
         return torch.cat(ends)
+
+    def fit(
+        self, schedule: Compilable, count: int | None = None, steps: int = TEACHER_STEPS
+    ) -> tuple[LinearSchedule, Tensor]:
+        """The nodes of a schedule with the weights that follow the teacher best on the first samples.
+
+        Args:
+            schedule: Tells the nodes.
+            count: Samples; all by default.
+            steps: Evaluations of the teacher per sample; it runs once.
+
+        Returns:
+            The schedule and its end states, (count, C, H, W), not clipped.
+        """
+        count = len(self) if count is None else min(count, len(self))
+        if steps not in self._paths:
+            self._paths[steps] = record(self.teacher(steps), self.denoiser, self.x_T, self.batch)
+        denoiser, path = self.denoiser.on(slice(0, count)), self._paths[steps].first(count)
+        return fit(schedule, denoiser, self.x_T[:count], path, batch=self.batch)
 
     def images(self, states_BCHW: Tensor) -> Tensor:
         """End states as images from 0 to 1."""

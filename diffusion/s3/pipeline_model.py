@@ -5,18 +5,25 @@ Shapes: B samples, ... what the pipeline's latents are.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from thalweg.diffusion.draw import contents, network, open_pipeline, scheduler_of, takes
 from thalweg.diffusion.from_diffusers import network_of
+from thalweg.diffusion.s3.fit import Path, WeightFit
 from thalweg.diffusion.s3.image_model import TEACHER_STEPS, teacher_schedule
+from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule
+from thalweg.diffusion.solvers.plan import data_of_output
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 
+See = Callable[[Tensor, Tensor], Tensor | None]
+"""Told of a state and the data prediction there; may say what the next state is to be."""
 Output = Literal["latent", "image"]
 WORDS = {"prompts": "prompt", "classes": "class_labels"}
 
@@ -65,6 +72,7 @@ class PipelineSampler:
         each = contents(self.pipe, classes, prompts)
         self.shown = [each[i % len(each)] for i in range(count)]
         self.seed, self.batch = seed, batch
+        self._paths: dict[int, Path] = {}
         self.options = {"guidance_scale": guidance_scale, **(options or {})}
         known = inspect.signature(self.pipe.__call__).parameters
         if "guidance_scale" not in known or guidance_scale is None:
@@ -105,6 +113,53 @@ class PipelineSampler:
             ]
         return torch.cat(parts)
 
+    def fit(
+        self, schedule: Any, count: int | None = None, steps: int = TEACHER_STEPS
+    ) -> tuple[LinearSchedule, Tensor]:
+        """The nodes of a schedule with the weights that follow the teacher best on the first batch.
+
+        The scheduler that the pipeline is given looks at each output, and chooses the weights then.
+
+        Args:
+            schedule: Tells the nodes.
+            count: Samples; all by default.
+            steps: Evaluations of the teacher per sample; it runs once.
+
+        Returns:
+            The schedule, and latents or images from 0 to 1, (count, ...), on the CPU.
+
+        Raises:
+            ValueError: If the schedule is for another network, or the first step is none of the network.
+        """
+        count = len(self) if count is None else min(count, len(self))
+        rows = min(count, self.batch)
+        if steps not in self._paths:
+            self._paths[steps] = self._record(steps)
+        run = WeightFit(schedule.nodes, self._paths[steps].first(rows))
+        self.pipe.scheduler = watched(scheduler_of(self.config, [schedule]), schedule, run.step)
+        with torch.no_grad():
+            found = [self._batch(0, rows, schedule.nfe)]
+        fitted = run.schedule()
+        self.pipe.scheduler = scheduler_of(self.config, [fitted])
+        with torch.no_grad():
+            for start in range(rows, count, self.batch):
+                found.append(self._batch(start, min(start + self.batch, count), fitted.nfe))
+        return fitted, torch.cat(found)
+
+    def _record(self, steps: int) -> Path:
+        """The path of the teacher on the first batch."""
+        teacher, path, rows = self.teacher(steps), Path(), min(len(self), self.batch)
+        seen = iter(teacher.nodes)
+
+        def see(state: Tensor, data: Tensor) -> None:
+            # DiTPipeline gives its scheduler the guided states twice.
+            path.see(next(seen), state[:rows], data[:rows])
+
+        self.pipe.scheduler = watched(scheduler_of(self.config, [teacher]), teacher, see)
+        with torch.no_grad():
+            self._batch(0, rows, teacher.nfe)
+        return path
+
     def _batch(self, start: int, stop: int, nfe: int) -> Tensor:
         kind, part = takes(self.pipe), self.shown[start:stop]
         subject = {"batch_size": len(part)} if kind == "neither" else {WORDS[kind]: list(part)}
@@ -127,3 +182,24 @@ class PipelineSampler:
         if self.output == "latent":
             raise ValueError("these samples are latents; images need a PipelineSampler with output='image'")
         return states
+
+
+def watched(scheduler: Any, schedule: Compilable, see: See) -> Any:
+    """A scheduler of one schedule, with ``see`` called at every step of a run from its first node."""
+    step, nodes = scheduler.step, enumerate(schedule.nodes)
+    output = scheduler.config.prediction_type
+
+    @functools.wraps(step)
+    def watching(model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        i, node = next(nodes)
+        a, b = data_of_output(node, output, i)
+        state = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        told = model_output[:, : sample.shape[1]].to(state.dtype)  # without a learned variance
+        following = see(state, a * state + b * told)
+        if following is None:
+            return step(model_output, timestep, sample, **options)
+        found = SchedulerOutput(prev_sample=following.to(sample.dtype))
+        return found if options.get("return_dict", True) else (found.prev_sample,)
+
+    scheduler.step = watching
+    return scheduler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from thalweg.diffusion.s3.image_model import TEACHER_STEPS, ImageSampler
 from thalweg.diffusion.s3.objective import HOPELESS, Schedule, Score
 from thalweg.diffusion.s3.pipeline_model import Output, PipelineSampler
+from thalweg.diffusion.s3.pool import ObjectiveRef
+from thalweg.diffusion.solvers.linear import LinearSchedule
 
 
 class Sampler(Protocol):
@@ -30,6 +33,11 @@ class Sampler(Protocol):
 
     def draw(self, schedule: Any, count: int | None = None) -> Tensor:
         """End states of the first ``count`` samples, (count, ...)."""
+
+    def fit(
+        self, schedule: Any, count: int | None = None, steps: int = TEACHER_STEPS
+    ) -> tuple[LinearSchedule, Tensor]:
+        """The nodes of a schedule with weights that follow the teacher, and its end states (count, ...)."""
 
     def images(self, states: Tensor) -> Tensor:
         """End states as images from 0 to 1, (B, C, H, W)."""
@@ -57,6 +65,46 @@ class SampleObjective:
         states = self.sampler.draw(schedule, count)
         self.evaluations += len(states) * schedule.nfe
         return self.judge(states)
+
+
+class FittedObjective:
+    """Scores the samples of a schedule's nodes, with weights that are fitted to the teacher's path.
+
+    Args:
+        objective: Draws samples and scores them.
+        steps: Evaluations of the teacher per sample.
+    """
+
+    def __init__(self, objective: SampleObjective, steps: int = TEACHER_STEPS) -> None:
+        self.objective = objective
+        self.steps = steps
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.objective)
+
+    def __call__(self, schedule: Schedule, count: int | None = None) -> Score:
+        """Score on the first ``count`` samples, with the weights."""
+        found, states = self.objective.sampler.fit(schedule, count, self.steps)
+        self.objective.evaluations += len(states) * schedule.nfe
+        return replace(self.objective.judge(states), weights=found.weights)
+
+
+def fitted(device: str, function: str, **options: Any) -> FittedObjective:
+    """Any objective, with fitted weights in place of those of the schedules that it is given.
+
+    Args:
+        device: Where the network runs.
+        function: ``module:function`` that makes the objective.
+        options: Its arguments; ``teacher_steps``, if there, are those of the path as well.
+
+    Raises:
+        ValueError: If the objective does not score samples.
+    """
+    objective = ObjectiveRef(function=function, options=options).make(device)
+    if not isinstance(objective, SampleObjective):
+        raise ValueError(f"objective {function!r} is not one of samples, whose weights can be fitted")
+    return FittedObjective(objective, options.get("teacher_steps", TEACHER_STEPS))
 
 
 def open_sampler(
