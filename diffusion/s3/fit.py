@@ -27,8 +27,8 @@ from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule, totals
 from thalweg.diffusion.solvers.sample import Denoiser
 from thalweg.diffusion.solvers.schedule import Node
 
-Weights = tuple[tuple[float, ...], ...]
-"""Rows of a LinearSchedule."""
+WANTED = {"weights": "fit"}
+"""What a schedule's ``info`` says if an objective is to fit its weights, and not to take those it has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +189,11 @@ def _reweighted(
             weight_B = 1 / np.maximum(distance + 0.1 * np.median(distance), 1e-300)
             weight_B = weight_B / weight_B.mean()
     return v
+
+
+def is_wanted(schedule: Compilable) -> bool:
+    """Whether an objective is to fit the weights of a schedule."""
+    return schedule.info.get("weights") == WANTED["weights"]
 
 
 def record(schedule: Compilable, denoiser: Denoiser, x_T: Tensor, batch: int = 1024) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from thalweg.diffusion.s3.fit import Path, fit
+from thalweg.diffusion.s3.fit import Path, fit, is_wanted
 from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.sample import Denoiser, sample
 from thalweg.diffusion.solvers.schedule import SolverSchedule
@@ -51,7 +51,7 @@ class TeacherError:
         x_T: Starts, shape (B, ...).
         target: Teacher's end states, shape (B, ...).
         batch: Samples at once.
-        path: Way of the teacher; if given, weights are fitted to it, and only the nodes of a schedule count.
+        path: Way of the teacher, for schedules whose weights are to be fitted.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TeacherError:
 
     def __call__(self, schedule: Schedule, count: int | None = None) -> Score:
         """Score on the first ``count`` samples."""
-        if self.path is None:
+        if self.path is None or not is_wanted(schedule):
             return summarise(self.errors(schedule, count))
         count = len(self) if count is None else min(count, len(self))
         path = self.path.first(count)

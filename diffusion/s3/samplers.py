@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from thalweg.diffusion.s3.fit import is_wanted
 from thalweg.diffusion.s3.image_model import TEACHER_STEPS, ImageSampler
 from thalweg.diffusion.s3.objective import HOPELESS, Schedule, Score
 from thalweg.diffusion.s3.pipeline_model import Output, PipelineSampler
@@ -68,7 +69,9 @@ class SampleObjective:
 
 
 class FittedObjective:
-    """Scores the samples of a schedule's nodes, with weights that are fitted to the teacher's path.
+    """Scores the samples of a schedule, or those of its nodes with weights that are fitted to the teacher.
+
+    Which of both is said by the schedule, see :func:`thalweg.diffusion.s3.fit.is_wanted`.
 
     Args:
         objective: Draws samples and scores them.
@@ -84,14 +87,16 @@ class FittedObjective:
         return len(self.objective)
 
     def __call__(self, schedule: Schedule, count: int | None = None) -> Score:
-        """Score on the first ``count`` samples, with the weights."""
+        """Score on the first ``count`` samples, with the weights if they were fitted."""
+        if not is_wanted(schedule):
+            return self.objective(schedule, count)
         found, states = self.objective.sampler.fit(schedule, count, self.steps)
         self.objective.evaluations += len(states) * schedule.nfe
         return replace(self.objective.judge(states), weights=found.weights)
 
 
 def fitted(device: str, function: str, **options: Any) -> FittedObjective:
-    """Any objective, with fitted weights in place of those of the schedules that it is given.
+    """Any objective, with fitted weights for schedules that want them.
 
     Args:
         device: Where the network runs.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from thalweg.diffusion.s3.fit import WANTED
 from thalweg.diffusion.s3.genes import Genes, StepGenes, decode, weight_of
 from thalweg.diffusion.schedules import Flow, NoiseSchedule
 from thalweg.diffusion.solvers.linear import LinearSchedule
@@ -50,7 +51,7 @@ class SearchSpace:
     """Width of the mutation of the steps' weights, in parts of a step at ``width`` 1; 0 for none but those of
     known solvers. Few evaluations gain from it: no decision gives the weights that are best for them."""
     only_times: bool = False
-    """Search times alone, for objectives that find the weights themselves; steps are those of DDIM."""
+    """Search times alone: steps are those of DDIM, but for objectives that can fit weights, which do."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -82,7 +83,8 @@ class SearchSpace:
 
     def schedule(self, genes: Genes) -> SolverSchedule | LinearSchedule:
         """The schedule of a candidate."""
-        return decode(genes, self.noise)
+        schedule = decode(genes, self.noise)
+        return replace(schedule, info=WANTED) if self.only_times else schedule
 
     def is_valid(self, genes: Genes) -> bool:
         """Whether a candidate compiles to finite and moderate coefficients."""

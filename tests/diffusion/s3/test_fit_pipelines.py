@@ -15,6 +15,7 @@ from thalweg.diffusion.s3.pipeline_model import PipelineSampler
 from thalweg.diffusion.s3.pool import InlinePool, ObjectiveRef, ProcessPool
 from thalweg.diffusion.s3.samplers import FittedObjective
 from thalweg.diffusion.s3.space import SearchSpace
+from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 
 FITTED = "thalweg.diffusion.s3.samplers:fitted"
@@ -81,6 +82,10 @@ def test_any_objective_takes_fitted_weights_and_processes_give_the_same(folder: 
     assert isinstance(score, Score)
     assert score.weights is not None
     assert objective.objective.evaluations == 6 * plain.nfe
+    found = LinearSchedule(nodes=plain.nodes, weights=score.weights)
+    again = objective(found)
+    assert again.weights is None
+    assert again.value == pytest.approx(score.value, rel=1e-3)
     tasks = [(i, space.schedule(genes)) for i, genes in enumerate(space.seeds()[:3])]
     pool = ProcessPool(reference, workers=1)
     try:
