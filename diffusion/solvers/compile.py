@@ -3,19 +3,22 @@
 Every state of a schedule is linear in the start x_T and the data predictions, so that a schedule is a lower
 triangular matrix: x_i = A_i x_T + sum_{j<i} C_ij x0_j. The coefficients are computed once, in float64.
 
-Shapes: N steps, so N + 1 nodes. A row holds 1 + N numbers: factor of x_T, factors of x0_0 .. x0_{N-1}.
+Shapes: N steps, so N + 1 nodes. A row holds 2 + N numbers: factor of x_T, factors of x0_0 .. x0_{N-1}, and a
+constant, which is zero but for the biases of v3.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.diffusion.solvers.phi import bh_scale, phi
-from thalweg.diffusion.solvers.schedule import V3, Derivative, Node, Scale, SolverSchedule, Step
+from thalweg.diffusion.solvers.schedule import Derivative, Node, Scale, SolverSchedule, Step
+from thalweg.diffusion.solvers.v3 import V3, V3Tables
 
 Row = NDArray[np.float64]
 
@@ -32,6 +35,10 @@ class Compiled:
     """The same before correction: what the network sees, and the result."""
     C_pred: Row
     """The same before correction."""
+    B: Row | None = None
+    """Constant in each state after correction, shape (N+1,); None for no constants."""
+    B_pred: Row | None = None
+    """The same before correction."""
 
     def steps(self) -> tuple[Row, Row]:
         """The same sampler step by step: x_{i+1} = r_i x_i + sum_{j<=i} W_ij x0_j, uncorrected states.
@@ -42,6 +49,12 @@ class Compiled:
         r = self.A_pred[1:] / self.A_pred[:-1]
         return r, self.C_pred[1:] - r[:, None] * self.C_pred[:-1]
 
+    def biases(self) -> Row:
+        """Constants that the steps add, shape (N,)."""
+        if self.B_pred is None:
+            return np.zeros(len(self.A_pred) - 1)
+        return self.B_pred[1:] - self.A_pred[1:] / self.A_pred[:-1] * self.B_pred[:-1]
+
 
 def compile_schedule(schedule: SolverSchedule, *, second_derivative: float = 1.0) -> Compiled:
     """Coefficients of a schedule.
@@ -51,10 +64,13 @@ def compile_schedule(schedule: SolverSchedule, *, second_derivative: float = 1.0
         second_derivative: Factor of every second derivative; 0.5 is the fault that diffusers has at order 3.
 
     Raises:
-        ValueError: If nodes are too close for their derivative estimates to be finite.
+        ValueError: If nodes are too close for their derivative estimates to be finite, or channels have
+            coefficients of their own.
     """
+    if isinstance(schedule.v3, V3Tables) and schedule.v3.channels is not None:
+        raise ValueError(f"{schedule.v3.channels} channels have coefficients of their own: by_channel()")
     count = len(schedule.steps)
-    predicted, corrected = np.zeros((count + 1, count + 1)), np.zeros((count + 1, count + 1))
+    predicted, corrected = np.zeros((count + 1, count + 2)), np.zeros((count + 1, count + 2))
     predicted[0, 0] = corrected[0, 0] = 1
     for i, step in enumerate(schedule.steps):
         rows = (schedule, predicted, corrected, second_derivative)
@@ -66,7 +82,15 @@ def compile_schedule(schedule: SolverSchedule, *, second_derivative: float = 1.0
     if not (np.isfinite(predicted).all() and np.isfinite(corrected).all()):
         bad = int(np.argmin(np.isfinite(corrected).all(1) & np.isfinite(predicted).all(1)))
         raise ValueError(f"step {bad - 1}: coefficients are not finite; its nodes lie too close together")
-    return Compiled(A=corrected[:, 0], C=corrected[:, 1:], A_pred=predicted[:, 0], C_pred=predicted[:, 1:])
+    biased = bool(predicted[:, -1].any() or corrected[:, -1].any())
+    return Compiled(
+        A=corrected[:, 0],
+        C=corrected[:, 1:-1],
+        A_pred=predicted[:, 0],
+        C_pred=predicted[:, 1:-1],
+        B=corrected[:, -1] if biased else None,
+        B_pred=predicted[:, -1] if biased else None,
+    )
 
 
 def _advance(
@@ -83,8 +107,9 @@ def _advance(
     nodes, v3 = schedule.nodes, schedule.v3
     start, end = nodes[step.start], nodes[i + 1]
     values = {step.start, *(p for d in derivatives for p in d.nodes)}
-    forms = {p: _prediction(step, p, nodes, predicted, v3) for p in values}
-    factor, weights = taylor(step, start, end, order, v3)
+    plain, v3 = _closed(step, v3)
+    forms = {p: _prediction(plain, p, nodes, predicted, v3) for p in values}
+    factor, weights = taylor(plain, start, end, order, v3)
     if factor == math.inf:  # from alpha = 0: the state is pure noise, its data part is the prediction
         row, weights = end.alpha * _unit(step.start, predicted), [end.sigma]
     else:
@@ -93,10 +118,24 @@ def _advance(
     for k, (weight, term) in enumerate(zip(weights, terms, strict=True)):
         if term is not None:
             row = row + weight * (second_derivative if k == 2 else 1) * term
+    if plain.prediction == "v3" and v3 is not None:
+        _, constant = v3.integrals(start.lam, end.lam, 0)
+        row[-1] -= end.alpha * math.exp(-v3.exponents(start.lam, end.lam)[0]) * constant
     return row
 
 
-def taylor(step: Step, start: Node, end: Node, order: int, v3: V3 | None = None) -> tuple[float, list[float]]:
+def _closed(step: Step, v3: V3 | V3Tables | None) -> tuple[Step, V3 | V3Tables | None]:
+    """The step as one of data or noise where its v3 is one of these, and v3 in its simplest form."""
+    if step.prediction != "v3" or v3 is None:
+        return step, None
+    v3 = v3.simplified() if isinstance(v3, V3Tables) else v3
+    closed = v3.closed if isinstance(v3, V3) else None
+    return (step if closed is None else replace(step, prediction=closed)), v3
+
+
+def taylor(
+    step: Step, start: Node, end: Node, order: int, v3: V3 | V3Tables | None = None
+) -> tuple[float, list[float]]:
     """Factor of the state at the start and of the derivatives 0 .. order - 1 of the prediction."""
     if step.prediction == "velocity":
         delta = end.sigma - start.sigma
@@ -114,9 +153,8 @@ def taylor(step: Step, start: Node, end: Node, order: int, v3: V3 | None = None)
         first = end.sigma - start.sigma * factor
         return factor, [first, *(-end.sigma * h ** (k + 1) * phi(k + 1, h) for k in range(1, order))]
     assert v3 is not None
-    rate, decay = v3.l + v3.s, math.exp(-v3.l * h)
-    # int_0^h e^{cy} y^k / k! dy = e^{ch} h^{k+1} phi_{k+1}(-ch)
-    integrals = [math.exp(rate * h) * h ** (k + 1) * phi(k + 1, -rate * h) for k in range(order)]
+    decay = math.exp(-v3.exponents(start.lam, end.lam)[0])
+    integrals, _ = v3.integrals(start.lam, end.lam, order)
     return end.alpha / start.alpha * decay, [-end.alpha * decay * e for e in integrals]
 
 
@@ -126,7 +164,7 @@ def _unit(p: int, rows: Row) -> Row:
     return unit
 
 
-def _prediction(step: Step, p: int, nodes: tuple[Node, ...], predicted: Row, v3: V3 | None) -> Row:
+def _prediction(step: Step, p: int, nodes: Sequence[Node], predicted: Row, v3: V3 | V3Tables | None) -> Row:
     """What a step extrapolates, at node p, as a row; from the state before correction."""
     node, data = nodes[p], _unit(p, predicted)
     if step.prediction == "data":
@@ -137,8 +175,11 @@ def _prediction(step: Step, p: int, nodes: tuple[Node, ...], predicted: Row, v3:
     if step.prediction == "velocity":
         return noise - data
     assert v3 is not None
-    relative = math.exp(v3.s * (nodes[step.start].lam - node.lam))
-    return relative * (node.sigma * noise - v3.l * predicted[p]) / node.alpha
+    start = nodes[step.start].lam
+    relative = math.exp(-v3.exponents(start, node.lam)[1])
+    row = relative * (node.sigma * noise - v3.linear(node.lam) * predicted[p]) / node.alpha
+    row[-1] -= v3.bias(start, node.lam)
+    return row
 
 
 def _derivative(

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from thalweg.diffusion.solvers.linear import LinearSchedule
-from thalweg.diffusion.solvers.schedule import V3, Corrector, Derivative, Node, Scale, SolverSchedule, Step
+from thalweg.diffusion.solvers.schedule import Corrector, Derivative, Node, Scale, SolverSchedule, Step
+from thalweg.diffusion.solvers.v3 import V3, V3Tables
 
 S = TypeVar("S", SolverSchedule, LinearSchedule)
 
@@ -26,7 +27,7 @@ def write_schedule(schedule: SolverSchedule) -> dict[str, Any]:
     if schedule.first != "network":
         values["first"] = schedule.first
     if schedule.v3 is not None:
-        values["v3"] = {"l": schedule.v3.l, "s": schedule.v3.s}
+        values["v3"] = _v3_dict(schedule.v3)
     if schedule.info:
         values["info"] = dict(schedule.info)
     return values
@@ -43,6 +44,15 @@ def write_linear(schedule: LinearSchedule) -> dict[str, Any]:
     if schedule.info:
         values["info"] = dict(schedule.info)
     return values
+
+
+def _v3_dict(v3: V3 | V3Tables) -> dict[str, Any]:
+    if isinstance(v3, V3):
+        return {"l": v3.l, "s": v3.s}
+    rows = {name: getattr(v3, name) for name in ("l", "s", "b")}
+    if v3.channels is not None:
+        rows = {name: [list(row) for row in table] for name, table in rows.items()}
+    return {"lambda": list(v3.lam), **{name: list(table) for name, table in rows.items()}}
 
 
 def _node_dict(node: Node) -> dict[str, Any]:
@@ -109,20 +119,33 @@ def _checked(schedule: S, nfe: object) -> S:
     return schedule
 
 
-def _read_row(values: object, place: str) -> tuple[float, ...]:
+def _read_row(values: object, place: str, name: str = "weight") -> tuple[float, ...]:
     if not isinstance(values, list | tuple):
-        raise ValueError(f"{place}: weights are {values!r}, not a list")
-    entry = _Reader({f"weight {j}": value for j, value in enumerate(values)}, place)
-    return tuple(entry.number(f"weight {j}") for j in range(len(values)))
+        plural = "weights" if name == "weight" else "entries"
+        raise ValueError(f"{place}: {plural} are {values!r}, not a list")
+    entry = _Reader({f"{name} {j}": value for j, value in enumerate(values)}, place)
+    return tuple(entry.number(f"{name} {j}") for j in range(len(values)))
 
 
-def _read_v3(values: object) -> V3:
+def _read_v3(values: object) -> V3 | V3Tables:
     entry = _Reader(values, "v3")
+    if isinstance(values, Mapping) and "lambda" in values:
+        lam = _read_row(entry.sequence("lambda"), "v3, lambda", "entry")
+        tables = {name: _read_table(entry.sequence(name), f"v3, {name}") for name in ("l", "s", "b")}
+        entry.done()
+        return V3Tables(lam=lam, **tables)
     v3, b = V3(l=entry.number("l"), s=entry.number("s")), entry.number("b", optional=True)
     entry.done()
     if b:
-        raise ValueError(f"v3: b is {b}, allowed: 0; a bias is not linear in states and predictions")
+        raise ValueError(f"v3: b is {b}, allowed: 0; a bias needs tables lambda, l, s and b")
     return v3
+
+
+def _read_table(values: Sequence[Any], place: str) -> Any:
+    """One table, or one for each channel."""
+    if any(isinstance(row, list | tuple) for row in values):
+        return tuple(_read_row(row, f"{place}, channel {k}", "entry") for k, row in enumerate(values))
+    return _read_row(values, place, "entry")
 
 
 def _read_node(values: object, place: str) -> Node:

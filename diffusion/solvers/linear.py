@@ -42,6 +42,9 @@ class Compilable(Protocol):
     def info(self) -> Mapping[str, Any]:
         """Where it comes from."""
 
+    def by_channel(self) -> Sequence[Compilable]:
+        """One sampler for each channel where channels have coefficients of their own; itself otherwise."""
+
     def compile(self) -> Compiled:
         """Coefficients of the states."""
 
@@ -78,11 +81,19 @@ class LinearSchedule:
         """The same sampler as weights.
 
         Raises:
-            ValueError: If it is not exact for constant data, as the prediction v3 in general is not.
+            ValueError: If it is not exact for constant data, as the prediction v3 in general is not, or adds
+                biases.
         """
-        weights = schedule.compile().steps()[1].tolist()
+        compiled = schedule.compile()
+        if compiled.B_pred is not None:
+            raise ValueError("the biases of v3 are no weights of data predictions")
+        weights = compiled.steps()[1].tolist()
         rows = tuple(tuple(row[: i + 1]) for i, row in enumerate(weights))
         return cls(nodes=schedule.nodes, weights=rows, first=schedule.first, info=schedule.info)
+
+    def by_channel(self) -> tuple[LinearSchedule, ...]:
+        """Itself: the weights are those of all channels."""
+        return (self,)
 
     def compile(self) -> Compiled:
         """Coefficients of the states over the start and the data predictions, in float64."""

@@ -9,6 +9,7 @@ Shapes: N steps, M rows of the ring, state (B, C, ...), flat (F,) with F = B C .
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from thalweg.diffusion.solvers.compile import Row
 from thalweg.diffusion.solvers.linear import Compilable
+from thalweg.diffusion.solvers.sample import check_channels
 from thalweg.diffusion.solvers.schedule import Node
 
 
@@ -36,6 +38,8 @@ class Plan:
     """First row of the ring with a weight in the step, and the one after the last."""
     clip: float | None
     """Bound of the data prediction."""
+    bias: tuple[float, ...]
+    """Constants that the steps add."""
 
     @classmethod
     def of(cls, schedule: Compilable, output: str, clip: float | None) -> Plan:
@@ -44,7 +48,8 @@ class Plan:
         Raises:
             ValueError: If the output says nothing about the data at a node.
         """
-        ratio, weights = schedule.compile().steps()
+        compiled = schedule.compile()
+        ratio, weights = compiled.steps()
         a, b = np.array([data_of_output(node, output, i) for i, node in enumerate(schedule.nodes[:-1])]).T
         if clip is None:
             weights = weights * b
@@ -62,6 +67,7 @@ class Plan:
             weights=tuple(map(tuple, ring.tolist())),
             spans=tuple(_span(row, k % size) for k, row in enumerate(ring)),
             clip=clip,
+            bias=tuple(compiled.biases().tolist()),
         )
 
 
@@ -108,11 +114,52 @@ class Run:
         if last - first < len(self.rows):
             matrix, vector = matrix[:, first:last], vector[first:last]
         self.flat = torch.addmv(self.flat, matrix, vector, beta=self.plan.ratio[k])
+        if self.plan.bias[k]:
+            self.flat.add_(self.plan.bias[k])
         self.state = self.flat.view(self.shape)
         result = self.state if sample.dtype == self.dtype else self.state.to(sample.dtype)
         self.given, self.version = result, result._version
         self.index += 1
         return result
+
+
+class ChannelRun:
+    """A run whose channels have coefficients of their own: one run for each.
+
+    Args:
+        plans: Numbers of the schedule of each channel.
+        sample: First state (B, K, ...).
+        begin: Node at which the run begins.
+
+    Raises:
+        ValueError: If the state has other channels than there are plans.
+    """
+
+    def __init__(self, plans: Sequence[Plan], sample: Tensor, begin: int) -> None:
+        check_channels(len(plans), sample)
+        self.runs = [Run(plan, part, begin) for plan, part in zip(plans, sample.split(1, 1), strict=True)]
+        self.end = self.runs[0].end
+        self.given: Tensor | None = None
+        self.version = 0
+
+    @property
+    def index(self) -> int:
+        """Node of the next step."""
+        return self.runs[0].index
+
+    def step(self, output: Tensor, sample: Tensor) -> Tensor:
+        """Next state, as of one run."""
+        same = sample is self.given and sample._version == self.version
+        states = [run.given for run in self.runs] if same else sample.split(1, 1)
+        parts = zip(self.runs, output.split(1, 1), states, strict=True)
+        result = torch.cat([run.step(one, state) for run, one, state in parts if state is not None], 1)
+        self.given, self.version = result, result._version
+        return result
+
+
+def start_run(plans: Sequence[Plan], sample: Tensor, begin: int) -> Run | ChannelRun:
+    """One run for all channels, or for each."""
+    return Run(plans[0], sample, begin) if len(plans) == 1 else ChannelRun(plans, sample, begin)
 
 
 def _span(row: Row, newest: int) -> tuple[int, int]:

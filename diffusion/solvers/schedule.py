@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from thalweg.checkpoints.atomic import write_text
+from thalweg.diffusion.solvers.v3 import V3, V3Tables
 
 if TYPE_CHECKING:
     from thalweg.diffusion.solvers.compile import Compiled
@@ -99,16 +100,6 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class V3:
-    """Constants of the prediction v3 (DPM-Solver-v3, arXiv 2310.13268): (1, 0) is data, (0, -1) is noise."""
-
-    l: float  # noqa: E741 - the paper's letter
-    """Linear coefficient."""
-    s: float
-    """Scaling coefficient."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SolverSchedule:
     """A sampler: N + 1 nodes and N steps.
 
@@ -122,8 +113,8 @@ class SolverSchedule:
     """One step to each node but the first."""
     first: FirstStep = "network"
     """What stands for the prediction at node 0: the network, no data, or the mean of the data."""
-    v3: V3 | None = None
-    """Constants of the steps with prediction v3."""
+    v3: V3 | V3Tables | None = None
+    """Constants or tables of the steps with prediction v3."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from, as JSON: noise schedule, model, objective, score."""
 
@@ -138,8 +129,18 @@ class SolverSchedule:
         """Evaluations of the network."""
         return len(self.steps) - (self.first != "network")
 
+    def by_channel(self) -> tuple[SolverSchedule, ...]:
+        """One schedule for each channel where the tables of v3 have channels; itself alone otherwise."""
+        if not isinstance(self.v3, V3Tables) or self.v3.channels is None:
+            return (self,)
+        return tuple(replace(self, v3=self.v3.channel(k)) for k in range(self.v3.channels))
+
     def compile(self) -> Compiled:
-        """Coefficients of the states over the start and the data predictions, in float64."""
+        """Coefficients of the states over the start and the data predictions, in float64.
+
+        Raises:
+            ValueError: If channels have coefficients of their own; compile those of :meth:`by_channel`.
+        """
         from thalweg.diffusion.solvers.compile import compile_schedule
 
         return compile_schedule(self)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from thalweg.diffusion.solvers.levels import level_of_label
 from thalweg.diffusion.solvers.linear import LinearSchedule
-from thalweg.diffusion.solvers.plan import Plan, Run
+from thalweg.diffusion.solvers.plan import ChannelRun, Plan, Run, start_run
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 from thalweg.diffusion.solvers.tail import from_node
 
@@ -61,7 +61,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         for n, schedule in self._schedules.items():
             if schedule.nfe != n:
                 raise ValueError(f"the schedule for {n} evaluations has {schedule.nfe}")
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._plans: dict[tuple[int, int], list[Plan]] = {}
         self._nfe: int | None = None
         self.timesteps = torch.zeros(0)
         self._labels: list[float] = []
@@ -115,7 +115,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         self._reset()
 
     def _reset(self) -> None:
-        self._run: Run | None = None
+        self._run: Run | ChannelRun | None = None
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: str | torch.device | None = None
@@ -181,15 +181,15 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         result = run.step(model_output, sample)
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
-    def _start(self, timestep: Tensor | float, sample: Tensor) -> Run:
+    def _start(self, timestep: Tensor | float, sample: Tensor) -> Run | ChannelRun:
         if self._nfe is None:
             raise ValueError("call set_timesteps before step")
         begin = self._first_index(timestep)
         if (self._nfe, begin) not in self._plans:
             schedule = from_node(self._schedules[self._nfe], begin)
-            plan = Plan.of(schedule, self.config.prediction_type, self.config.clip_data)
-            self._plans[self._nfe, begin] = plan
-        return Run(self._plans[self._nfe, begin], sample, begin)
+            options = (self.config.prediction_type, self.config.clip_data)
+            self._plans[self._nfe, begin] = [Plan.of(part, *options) for part in schedule.by_channel()]
+        return start_run(self._plans[self._nfe, begin], sample, begin)
 
     def _first_index(self, timestep: Tensor | float) -> int:
         if self._begin_index is not None:

@@ -14,6 +14,7 @@ from thalweg.diffusion.solvers.schedule import (
     SolverSchedule,
     Step,
 )
+from thalweg.diffusion.solvers.v3 import V3Tables
 
 
 def check(schedule: SolverSchedule) -> None:
@@ -31,8 +32,23 @@ def check(schedule: SolverSchedule) -> None:
     check_nodes(nodes)
     for i, step in enumerate(steps):
         check_step(step, i, nodes)
-        if step.prediction == "v3" and schedule.v3 is None:
-            raise ValueError(f"step {i}: prediction v3 needs the schedule's v3 constants l and s")
+        if step.prediction == "v3":
+            _check_v3(step, i, schedule)
+
+
+def _check_v3(step: Step, i: int, schedule: SolverSchedule) -> None:
+    if schedule.v3 is None:
+        raise ValueError(f"step {i}: prediction v3 needs the schedule's v3 constants l and s")
+    if not isinstance(schedule.v3, V3Tables):
+        return
+    again = () if step.corrector is None else step.corrector.derivatives
+    for p in sorted({step.start, i + 1, *(p for d in (*step.derivatives, *again) for p in d.nodes)}):
+        lam, table = schedule.nodes[p].lam, schedule.v3.lam
+        if not schedule.v3.covers(lam):
+            raise ValueError(
+                f"step {i}: the v3 tables run over lambda from {table[0]:.6g} to {table[-1]:.6g}, "
+                f"but node {p} has {lam:.6g}"
+            )
 
 
 def check_nodes(nodes: Sequence[Node]) -> None:
