@@ -81,9 +81,7 @@ class Run:
     """
 
     def __init__(self, plan: Plan, sample: Tensor, begin: int) -> None:
-        self.plan = plan
-        self.begin = begin
-        self.index = begin
+        self.plan, self.begin, self.kind = plan, begin, _kind(sample)
         self.dtype = torch.promote_types(sample.dtype, torch.float32)
         self.shape = sample.shape
         options = {"dtype": self.dtype, "device": sample.device}
@@ -91,34 +89,40 @@ class Run:
         # Not cleared: a step reads no row without a weight unless it lies between rows that are written.
         ring = torch.empty((size, *sample.shape), **options)
         self.rows = ring.unbind()
-        self.matrix = ring.view(size, -1).t()
-        self.vectors = torch.tensor(plan.weights, **options).unbind()
+        matrix, spans = ring.view(size, -1).t(), [slice(*span) for span in plan.spans]
+        vectors = torch.tensor(plan.weights, **options).unbind()
+        self.parts = [(matrix[:, span], row[span]) for span, row in zip(spans, vectors, strict=True)]
         self.end = begin + len(plan.ratio)
+        self.restart(sample)
+
+    def fits(self, plan: Plan, sample: Tensor) -> bool:
+        """Whether it can begin again with a plan and a first state."""
+        return plan is self.plan and _kind(sample) == self.kind
+
+    def restart(self, sample: Tensor) -> None:
+        """Begin again, in the memory there is."""
+        self.index = self.begin
         self.given: Tensor | None = None
-        self.version = 0
+        self.version: int | None = None
         self.flat = self.state = sample
 
     def step(self, output: Tensor, sample: Tensor) -> Tensor:
         """Next state from the network's output at this one, in the precision of ``sample``."""
-        k = self.index - self.begin
-        if sample is not self.given or sample._version != self.version:
+        plan, k = self.plan, self.index - self.begin
+        if sample is not self.given or self.version is None or sample._version != self.version:
             # Not what was returned last: the first state, or one that the pipeline has changed.
             self.state = sample.to(self.dtype)
             self.flat = self.state.reshape(-1)
         row = self.rows[k % len(self.rows)]
-        torch.add(output, self.state, alpha=self.plan.mix[k], out=row)
-        if self.plan.clip is not None:
-            row.mul_(self.plan.scale[k]).clamp_(-self.plan.clip, self.plan.clip)
-        matrix, vector = self.matrix, self.vectors[k]
-        first, last = self.plan.spans[k]
-        if last - first < len(self.rows):
-            matrix, vector = matrix[:, first:last], vector[first:last]
-        self.flat = torch.addmv(self.flat, matrix, vector, beta=self.plan.ratio[k])
-        if self.plan.bias[k]:
-            self.flat.add_(self.plan.bias[k])
+        torch.add(output, self.state, alpha=plan.mix[k], out=row)
+        if plan.clip is not None:
+            row.mul_(plan.scale[k]).clamp_(-plan.clip, plan.clip)
+        self.flat = torch.addmv(self.flat, *self.parts[k], beta=plan.ratio[k])
+        if plan.bias[k]:
+            self.flat.add_(plan.bias[k])
         self.state = self.flat.view(self.shape)
         result = self.state if sample.dtype == self.dtype else self.state.to(sample.dtype)
-        self.given, self.version = result, result._version
+        self.given, self.version = result, _version(result)
         self.index += 1
         return result
 
@@ -140,7 +144,7 @@ class ChannelRun:
         self.runs = [Run(plan, part, begin) for plan, part in zip(plans, sample.split(1, 1), strict=True)]
         self.end = self.runs[0].end
         self.given: Tensor | None = None
-        self.version = 0
+        self.version: int | None = None
 
     @property
     def index(self) -> int:
@@ -149,17 +153,32 @@ class ChannelRun:
 
     def step(self, output: Tensor, sample: Tensor) -> Tensor:
         """Next state, as of one run."""
-        same = sample is self.given and sample._version == self.version
+        same = sample is self.given and self.version is not None and sample._version == self.version
         states = [run.given for run in self.runs] if same else sample.split(1, 1)
         parts = zip(self.runs, output.split(1, 1), states, strict=True)
         result = torch.cat([run.step(one, state) for run, one, state in parts if state is not None], 1)
-        self.given, self.version = result, result._version
+        self.given, self.version = result, _version(result)
         return result
 
 
-def start_run(plans: Sequence[Plan], sample: Tensor, begin: int) -> Run | ChannelRun:
-    """One run for all channels, or for each."""
+def start_run(
+    plans: Sequence[Plan], sample: Tensor, begin: int, last: Run | ChannelRun | None = None
+) -> Run | ChannelRun:
+    """One run for all channels, or for each; the last run again where it fits."""
+    if isinstance(last, Run) and last.fits(plans[0], sample):
+        last.restart(sample)
+        return last
     return Run(plans[0], sample, begin) if len(plans) == 1 else ChannelRun(plans, sample, begin)
+
+
+def _version(result: Tensor) -> int | None:
+    """Number of changes in place so far; None where it is not counted, in inference mode."""
+    return None if result.is_inference() else result._version
+
+
+def _kind(sample: Tensor) -> tuple[object, ...]:
+    """What the memory of a run depends on; what is made in inference mode cannot be written outside it."""
+    return sample.shape, sample.dtype, sample.device, torch.is_inference_mode_enabled()
 
 
 def _span(row: Row, newest: int) -> tuple[int, int]:

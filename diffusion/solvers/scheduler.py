@@ -66,6 +66,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.zeros(0)
         self._labels: list[float] = []
         self._begin_index: int | None = None
+        self._last: Run | ChannelRun | None = None
         self._reset()
         if self._schedules:
             self.set_timesteps(max(self._schedules))
@@ -189,7 +190,8 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
             schedule = from_node(self._schedules[self._nfe], begin)
             options = (self.config.prediction_type, self.config.clip_data)
             self._plans[self._nfe, begin] = [Plan.of(part, *options) for part in schedule.by_channel()]
-        return start_run(self._plans[self._nfe, begin], sample, begin)
+        self._last = start_run(self._plans[self._nfe, begin], sample, begin, self._last)
+        return self._last
 
     def _first_index(self, timestep: Tensor | float) -> int:
         if self._begin_index is not None:

@@ -115,6 +115,26 @@ def test_the_ring_is_as_long_as_the_schedule_looks_back() -> None:
     assert 3 <= len(scheduler._run.rows) <= 5
 
 
+def test_a_run_that_begins_again_uses_its_memory_and_nothing_that_lies_in_it() -> None:
+    schedule = mixed(VP, 6)
+    scheduler = SearchedScheduler.from_schedules([schedule])
+    x = torch.randn(2, 3, 2, 2)
+    results, rings = [], []
+    for start in (x, 1e30 * x, x, x.double(), x):
+        scheduler.set_timesteps(6)
+        results.append(drive(scheduler, "epsilon", start, schedule)[-1])
+        rings.append(scheduler._run.rows[0].data_ptr())
+    assert rings[0] == rings[1] == rings[2]
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[0], results[4])
+    torch.testing.assert_close(results[3].float(), results[0])
+    with torch.inference_mode():
+        scheduler.set_timesteps(6)
+        drive(scheduler, "epsilon", x, schedule)
+    scheduler.set_timesteps(6)
+    assert torch.equal(drive(scheduler, "epsilon", x, schedule)[-1], results[0])
+
+
 def test_half_precision_rounds_the_interface_and_not_the_state() -> None:
     """The same half-precision outputs, fed to a run in float64, lead to the same state."""
     schedule = mixed(VP, 20, end=False)
