@@ -11,7 +11,7 @@ from torch import nn
 
 from thalweg.checkpoints.atomic import write_text
 from thalweg.diffusion.networks import null_label
-from thalweg.diffusion.schedules import Flow, NoiseSchedule, VPDiscrete
+from thalweg.diffusion.schedules import EDM, Flow, NoiseSchedule, VPDiscrete
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -23,12 +23,12 @@ CODE = "pipeline.py"
 
 
 def scheduler_for(schedule: NoiseSchedule, prediction: str) -> SchedulerMixin:
-    """The plain scheduler of diffusers for a network: DDIM for a table of betas, Euler for a flow.
+    """The plain scheduler of diffusers for a network: DDIM for a table of betas, Euler for EDM and flows.
 
     Raises:
         ValueError: If diffusers has none for the noise schedule and the prediction.
     """
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+    from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
     if isinstance(schedule, Flow) and prediction == "flow" and schedule.label_scale == 1000:
         return FlowMatchEulerDiscreteScheduler(shift=schedule.shift)
@@ -43,11 +43,19 @@ def scheduler_for(schedule: NoiseSchedule, prediction: str) -> SchedulerMixin:
             clip_sample=False,
             set_alpha_to_one=True,
             timestep_spacing="trailing",
+            rescale_betas_zero_snr=schedule.rescale_zero_snr,
+        )
+    if isinstance(schedule, EDM) and prediction in ("edm", "v"):
+        return EDMEulerScheduler(
+            sigma_min=schedule.t_end,
+            sigma_max=schedule.t_start,
+            sigma_data=schedule.sigma_data,
+            prediction_type="epsilon" if prediction == "edm" else "v_prediction",
         )
     raise ValueError(
         f"diffusers has no scheduler for a network that predicts {prediction!r} on the schedule"
-        f" {schedule.kind!r} ({schedule}); allowed: vp_discrete with {', '.join(PREDICTION_TYPES)}, and flow"
-        " with flow and label_scale 1000"
+        f" {schedule.kind!r} ({schedule}); allowed: vp_discrete with {', '.join(PREDICTION_TYPES)}, edm"
+        " with edm and v, and flow with flow and label_scale 1000"
     )
 
 

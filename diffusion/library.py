@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from thalweg.diffusion.export import PREDICTION_TYPES, scheduler_for
-from thalweg.diffusion.from_diffusers import network_of
-from thalweg.diffusion.schedules import Flow, VPDiscrete
+from thalweg.diffusion.from_diffusers import EDM_SCHEDULERS, network_of
+from thalweg.diffusion.schedules import EDM, Flow, VPDiscrete
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -94,6 +94,13 @@ FLOWS: tuple[tuple[str, Sequence[Axis]], ...] = (
     ("UniPCMultistepScheduler", [BH, ORDERS, FINAL]),
     ("SASolverScheduler", [SA_ORDERS]),
 )
+EDMS: tuple[tuple[str, Sequence[Axis]], ...] = (
+    ("EDMEulerScheduler", [{"": {}, "exponential": {"sigma_schedule": "exponential"}}]),
+    (
+        "EDMDPMSolverMultistepScheduler",
+        [_algorithm("dpmsolver++"), MULTISTEP, {"": {}, "exponential": {"sigma_schedule": "exponential"}}],
+    ),
+)
 """Classes of diffusers with the axes of their variants."""
 
 LEFT_OUT: dict[str, str] = {
@@ -103,8 +110,7 @@ LEFT_OUT: dict[str, str] = {
         "for discrete tokens",
     ),
     **dict.fromkeys(
-        ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "KarrasVeScheduler", "ScoreSdeVeScheduler",
-         "CosineDPMSolverMultistepScheduler"),
+        ("KarrasVeScheduler", "ScoreSdeVeScheduler", "CosineDPMSolverMultistepScheduler"),
         "for states of exploding variance with preconditioning of its own",
     ),
     **dict.fromkeys(
@@ -165,8 +171,19 @@ def library_schedulers(config: Mapping[str, Any]) -> dict[str, LibraryScheduler]
     Raises:
         ValueError: If it is for networks of another kind; see :func:`network_of`.
     """
-    table = FLOWS if network_of(config)[1] == "flow" else BETAS
-    return {entry.name: entry for entry in _entries(table, config)}
+    noise, prediction = network_of(config)
+    table = FLOWS if prediction == "flow" else EDMS if isinstance(noise, EDM) else BETAS
+    found = {entry.name: entry for entry in _entries(table, config)}
+    if isinstance(noise, VPDiscrete) and noise.rescale_zero_snr:
+        return {name: entry for name, entry in found.items() if _takes_zero_snr(entry.family)}
+    return found
+
+
+def _takes_zero_snr(family: str) -> bool:
+    import diffusers
+
+    known = inspect.signature(getattr(diffusers, family).__init__).parameters
+    return "rescale_betas_zero_snr" in known
 
 
 def _entries(
@@ -279,10 +296,23 @@ def like(config: Mapping[str, Any], kind: type, **options: Any) -> SchedulerMixi
             raise ValueError(f"{kind.__name__} is not for networks that predict flow")
         shift = noise.shift if isinstance(noise, Flow) else 1.0
         values |= {"flow_shift": shift, "shift": shift}
+    elif isinstance(noise, EDM):
+        if kind.__name__ not in EDM_SCHEDULERS:
+            known_names = ", ".join(EDM_SCHEDULERS)
+            raise ValueError(f"{kind.__name__} is not for networks of EDM; allowed: {known_names}")
+        values |= {
+            "sigma_min": noise.t_end,
+            "sigma_max": noise.t_start,
+            "sigma_data": noise.sigma_data,
+            "prediction_type": "epsilon" if prediction == "edm" else "v_prediction",
+        }
     elif "beta_start" not in known:
         raise ValueError(f"{kind.__name__} is for flow matching; this network predicts {prediction}")
     elif isinstance(noise, VPDiscrete):
+        if noise.rescale_zero_snr and "rescale_betas_zero_snr" not in known:
+            raise ValueError(f"{kind.__name__} has no rescale_betas_zero_snr, which this network needs")
         values |= {
+            "rescale_betas_zero_snr": noise.rescale_zero_snr,
             "beta_start": noise.beta_start,
             "beta_end": noise.beta_end,
             "beta_schedule": noise.beta_schedule,

@@ -61,6 +61,11 @@ class NoiseSchedule:
     def label(self, t: Values) -> Array:
         """What the network is told."""
 
+    @property
+    def data_scale(self) -> float:
+        """What the data are divided by before noise is added; 1 but for EDM."""
+        return 1.0
+
     def to_dict(self) -> dict[str, Any]:
         """The schedule as plain JSON values."""
         return {"kind": self.kind, **asdict(self)}

@@ -8,12 +8,14 @@ kind    o                        noise e                                  data x
 noise   e                        o                                        (x - sigma o) / alpha
 data    x0                       (x - alpha o) / sigma                    o
 v       alpha e - sigma x0       (alpha o + sigma x) / (a^2 + s^2)        (alpha x - sigma o) / (a^2 + s^2)
+edm     sigma x0 - alpha e       (sigma x - alpha o) / (a^2 + s^2)        (alpha x + sigma o) / (a^2 + s^2)
 score   -e / sigma               -sigma o                                 (x + sigma^2 o) / alpha
 flow    e - x0                   (x + alpha o) / (alpha + sigma)          (x - sigma o) / (alpha + sigma)
 ======  =======================  =======================================  ===============================
 
-which holds for any alpha and sigma; a^2 + s^2 = 1 on variance preserving schedules (v: Salimans and Ho 2022)
-and alpha + sigma = 1 on rectified flow. alpha and sigma are numbers or tensors that broadcast against x.
+which holds for any alpha and sigma; a^2 + s^2 = 1 on variance preserving schedules (v: Salimans and Ho 2022;
+edm is -v) and alpha + sigma = 1 on rectified flow. alpha and sigma are numbers or tensors that broadcast
+against x.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-Kind = Literal["noise", "data", "v", "score", "flow"]
+Kind = Literal["noise", "data", "v", "edm", "score", "flow"]
 Level = float | Tensor
 
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -39,6 +41,8 @@ def to_data(output: Tensor, x: Tensor, alpha: Level, sigma: Level, kind: Kind) -
         return output
     if kind == "v":
         return (alpha * x - sigma * output) / (alpha**2 + sigma**2)
+    if kind == "edm":
+        return (alpha * x + sigma * output) / (alpha**2 + sigma**2)
     if kind == "flow":
         return (x - sigma * output) / (alpha + sigma)
     _check(kind)
@@ -57,6 +61,8 @@ def to_noise(output: Tensor, x: Tensor, alpha: Level, sigma: Level, kind: Kind) 
         return output
     if kind == "v":
         return (alpha * output + sigma * x) / (alpha**2 + sigma**2)
+    if kind == "edm":
+        return (sigma * x - alpha * output) / (alpha**2 + sigma**2)
     if kind == "flow":
         return (x + alpha * output) / (alpha + sigma)
     if kind == "score":
@@ -93,6 +99,8 @@ def from_pair(data: Tensor, noise: Tensor, alpha: Level, sigma: Level, kind: Kin
         return noise
     if kind == "v":
         return alpha * noise - sigma * data
+    if kind == "edm":
+        return sigma * data - alpha * noise
     if kind == "flow":
         return noise - data
     _check_level("sigma", sigma, "noise to score")

@@ -1,4 +1,4 @@
-"""Every noise schedule: variance preserving ones, exploding ones and rectified flow.
+"""Every noise schedule: variance preserving ones, exploding ones, EDM and rectified flow.
 
 See :class:`~thalweg.diffusion.noise_schedule.NoiseSchedule` for what they share.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from thalweg.diffusion.noise_schedule import Array, NoiseSchedule, Values
 from thalweg.diffusion.variance_preserving import VPCosine, VPDiscrete, VPLinear
 
-__all__ = ["SCHEDULES", "VE", "Flow", "NoiseSchedule", "VPCosine", "VPDiscrete", "VPLinear", "flow_mu"]
+__all__ = ["EDM", "SCHEDULES", "VE", "Flow", "NoiseSchedule", "VPCosine", "VPDiscrete", "VPLinear", "flow_mu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,53 @@ class VE(NoiseSchedule):
         """The noise level, or ln(sigma) / 4."""
         t = np.asarray(t, np.float64)
         return t[()] if self.label_kind == "sigma" else np.log(t) / 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM(NoiseSchedule):
+    """The inputs of networks with the preconditioning of EDM (Karras et al. 2022, arXiv 2206.00364, table 1).
+
+    Such a network F is asked F(c_in x, ln(t) / 4) at x = data + t noise, c_in = 1 / sqrt(t^2 + sigma_data^2).
+    Its input is a variance preserving state of data / sigma_data, with alpha = sigma_data c_in and
+    sigma = t c_in, and c_skip and c_out say that it predicts v = alpha noise - sigma data, or -v (``edm`` in
+    :mod:`thalweg.diffusion.parameterization`). Times are the noise levels t.
+    """
+
+    kind: ClassVar[str] = "edm"
+    t_start: float = 80.0
+    """Largest noise level."""
+    t_end: float = 0.002
+    """Smallest noise level."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data."""
+
+    def __post_init__(self) -> None:
+        """Check the deviation."""
+        super().__post_init__()
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
+
+    @property
+    def data_scale(self) -> float:
+        """What the data are divided by, sigma_data."""
+        return self.sigma_data
+
+    def alpha(self, t: Values) -> Array:
+        """Factor of the data over sigma_data."""
+        return self.sigma_data / np.hypot(t, self.sigma_data)
+
+    def sigma(self, t: Values) -> Array:
+        """Factor of the noise."""
+        return np.asarray(t, np.float64)[()] / np.hypot(t, self.sigma_data)
+
+    def t_of_lam(self, lam: Values) -> Array:
+        """Noise level sigma_data exp(-lambda)."""
+        return self.sigma_data * np.exp(-np.asarray(lam, np.float64))
+
+    def label(self, t: Values) -> Array:
+        """ln(t) / 4."""
+        with np.errstate(divide="ignore"):
+            return np.log(np.asarray(t, np.float64)) / 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,4 +157,6 @@ def flow_mu(
     return base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens)
 
 
-SCHEDULES: dict[str, type[NoiseSchedule]] = {c.kind: c for c in (VPLinear, VPCosine, VPDiscrete, VE, Flow)}
+SCHEDULES: dict[str, type[NoiseSchedule]] = {
+    c.kind: c for c in (VPLinear, VPCosine, VPDiscrete, VE, EDM, Flow)
+}

@@ -127,6 +127,9 @@ class VPDiscrete(VariancePreserving):
     Between the entries ln alpha is linear in t; the first and the last segment go on beyond them (but ln
     alpha stays below zero). The label is n t - 1, so that 0 .. n - 1 are the steps of training. Defaults are
     those of Stable Diffusion 1.5.
+
+    With ``rescale_zero_snr`` the table of alpha is shifted to end at zero and stretched to keep its first
+    entry (Lin et al. 2024, arXiv 2305.08891, algorithm 1); in the last segment alpha itself is linear in t.
     """
 
     kind: ClassVar[str] = "vp_discrete"
@@ -142,11 +145,14 @@ class VPDiscrete(VariancePreserving):
     """linear in beta, linear in sqrt(beta), or the cosine of Nichol and Dhariwal cut at 0.999."""
     betas: tuple[float, ...] | None = None
     """The table itself, in place of the four entries above."""
+    rescale_zero_snr: bool = False
+    """Whether the last entry is pure noise; its network cannot predict noise."""
 
     def __post_init__(self) -> None:
         """Check the table."""
-        if self.n < 2:
-            raise ValueError(f"a table needs n >= 2 entries, got {self.n}")
+        least = 3 if self.rescale_zero_snr else 2
+        if self.n < least:
+            raise ValueError(f"a table needs n >= {least} entries, got {self.n}")
         if self.t_end is None:
             object.__setattr__(self, "t_end", 1 / self.n)
         super().__post_init__()
@@ -174,17 +180,34 @@ class VPDiscrete(VariancePreserving):
     @cached_property
     def _table(self) -> tuple[Array, Array]:
         """Times and ln alpha."""
-        return np.arange(1, self.n + 1) / self.n, 0.5 * np.cumsum(np.log1p(-self.beta_table))
+        times, log_alpha = np.arange(1, self.n + 1) / self.n, 0.5 * np.cumsum(np.log1p(-self.beta_table))
+        if not self.rescale_zero_snr:
+            return times, log_alpha
+        # alpha_i - alpha_n, without cancellation at the end; the last one is zero.
+        difference = -np.exp(log_alpha) * np.expm1(log_alpha[-1] - log_alpha)
+        with np.errstate(divide="ignore"):
+            return times, np.log(difference) + log_alpha[0] - np.log(difference[0])
 
     def log_alpha(self, t: Values) -> Array:
         """Natural logarithm of alpha."""
         times, table = self._table
-        return np.minimum(_piecewise(np.asarray(t, np.float64), times, table), 0.0)
+        t = np.asarray(t, np.float64)
+        if not self.rescale_zero_snr:
+            return np.minimum(_piecewise(t, times, table), 0.0)
+        with np.errstate(divide="ignore"):
+            last = table[-2] + np.log(np.maximum(self.n * (1 - t), 0.0))
+        before = _piecewise(np.minimum(t, times[-2]), times[:-1], table[:-1])
+        return np.minimum(np.where(t > times[-2], last, before), 0.0)[()]
 
     def t_of_log_alpha(self, log_alpha: Values) -> Array:
         """Inverse of the piecewise linear table."""
         times, table = self._table
-        return _piecewise(np.asarray(log_alpha, np.float64), table[::-1], times[::-1])
+        log_alpha = np.asarray(log_alpha, np.float64)
+        if not self.rescale_zero_snr:
+            return _piecewise(log_alpha, table[::-1], times[::-1])
+        last = 1 - np.exp(np.minimum(log_alpha, table[-2]) - table[-2]) / self.n
+        before = _piecewise(np.maximum(log_alpha, table[-2]), table[-2::-1], times[-2::-1])
+        return np.where(log_alpha < table[-2], last, before)[()]
 
     def label(self, t: Values) -> Array:
         """Step of training, n t - 1; exactly a whole number at the entries of the table."""

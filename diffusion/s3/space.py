@@ -17,7 +17,7 @@ from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 
 ATTEMPTS = 100
-# On a flow lambda is infinite at t = 1; gaps are measured from here.
+# Where lambda is infinite at t = 1, as on a flow, gaps are measured from here.
 _NEARLY_ONE = 0.999
 
 
@@ -78,7 +78,9 @@ class SearchSpace:
         return self.nfe + (self.end == "free")
 
     def _lam(self, t: float | NDArray[np.float64]) -> Any:
-        start = min(self.noise.t_start, _NEARLY_ONE) if isinstance(self.noise, Flow) else self.noise.t_start
+        start = self.noise.t_start
+        if not np.isfinite(self.noise.lam(start)):
+            start = min(start, _NEARLY_ONE)
         return self.noise.lam(np.minimum(t, start))
 
     def schedule(self, genes: Genes) -> SolverSchedule | LinearSchedule:

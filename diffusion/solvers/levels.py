@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.diffusion.schedules import VE, Flow, NoiseSchedule, VPDiscrete
+from thalweg.diffusion.schedules import EDM, VE, Flow, NoiseSchedule, VPDiscrete
 
 
 def level_of_label(values: Mapping[str, Any], label: float) -> tuple[float, float]:
@@ -24,6 +24,9 @@ def level_of_label(values: Mapping[str, Any], label: float) -> tuple[float, floa
         return 1 - sigma, sigma
     if isinstance(schedule, VE):
         return 1.0, label if schedule.label_kind == "sigma" else math.exp(4 * label)
+    if isinstance(schedule, EDM):
+        t = math.exp(4 * label)
+        return float(schedule.alpha(t)), float(schedule.sigma(t))
     scale = getattr(schedule, "label_scale", None)
     if scale is None:
         raise ValueError(f"labels of noise schedule {schedule.kind!r} cannot be turned back into levels")

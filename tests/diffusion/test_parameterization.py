@@ -71,7 +71,7 @@ def test_rectified_flow_and_v_by_hand() -> None:
     assert to_noise(o, x, 0.6, 0.8, "score").item() == pytest.approx(-0.4)
 
 
-@pytest.mark.parametrize("kind", ["data", "v", "flow"])
+@pytest.mark.parametrize("kind", ["data", "v", "edm", "flow"])
 def test_pure_noise_still_has_a_data_prediction(kind: str) -> None:
     data, noise, x = state(0.0, 1.0)
     output = from_pair(data, noise, 0.0, 1.0, kind)
@@ -86,7 +86,7 @@ def test_pure_noise_still_has_a_data_prediction(kind: str) -> None:
         (lambda x: to_noise(x, x, 1.0, 0.0, "data"), "data to noise is not determined at sigma = 0"),
         (lambda x: from_data(x, x, 1.0, 0.0, "v"), "data to v is not determined at sigma = 0"),
         (lambda x: from_pair(x, x, 1.0, 0.0, "score"), "noise to score is not determined at sigma = 0"),
-        (lambda x: to_data(x, x, 0.6, 0.8, "eps"), "'eps'.*noise, data, v, score, flow"),
+        (lambda x: to_data(x, x, 0.6, 0.8, "eps"), "'eps'.*noise, data, v, edm, score, flow"),
         (lambda x: to_noise(x, x, 0.6, 0.8, "eps"), "'eps'"),
         (lambda x: from_data(x, x, 0.6, 0.8, "eps"), "'eps'"),
         (lambda x: convert(x, x, 0.6, 0.8, "eps", "eps"), "'eps'"),

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from golden import golden_files
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thalweg.diffusion.parameterization import to_data
 from thalweg.diffusion.schedules import (
+    EDM,
     SCHEDULES,
     VE,
     Flow,
@@ -31,7 +34,10 @@ VARIANTS: list[NoiseSchedule] = [
     VPDiscrete(beta_start=1e-4, beta_end=0.02, beta_schedule="linear"),
     VPDiscrete(beta_schedule="squaredcos_cap_v2"),
     VPDiscrete(n=3, betas=(0.1, 0.2, 0.4)),
+    VPDiscrete(rescale_zero_snr=True),
+    VPDiscrete(n=3, betas=(0.1, 0.2, 0.4), rescale_zero_snr=True),
     VE(label_kind="edm"),
+    EDM(sigma_data=1.0, t_start=700.0),
     Flow(shift=3.0),
     Flow(shift=0.25, t_start=0.9),
 ]
@@ -41,7 +47,7 @@ fractions = st.floats(0.0, 1.0)
 
 def times(schedule: NoiseSchedule, q: float) -> float:
     """A time of a schedule where lambda is finite."""
-    start = min(schedule.t_start, 0.9999) if schedule.kind == "flow" else schedule.t_start
+    start = schedule.t_start if np.isfinite(schedule.lam(schedule.t_start)) else 0.9999
     return schedule.t_end + q * (start - schedule.t_end)
 
 
@@ -106,6 +112,41 @@ def test_golden_nodes(name: str) -> None:
 def test_time_nought_is_data_and_lambda_infinite(schedule: NoiseSchedule) -> None:
     assert (schedule.alpha(0.0), schedule.sigma(0.0), schedule.lam(0.0)) == (1.0, 0.0, math.inf)
     assert schedule.t_of_lam(math.inf) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_table_without_signal_at_its_start_by_hand() -> None:
+    plain, schedule = (
+        VPDiscrete(n=3, betas=(0.2, 0.2, 0.4), rescale_zero_snr=zero) for zero in (False, True)
+    )
+    entries = plain.alpha(np.array([1, 2, 3]) / 3)
+    expected = (entries - entries[2]) * entries[0] / (entries[0] - entries[2])
+    np.testing.assert_allclose(schedule.alpha(np.array([1, 2, 3]) / 3), expected, atol=1e-15)
+    assert (schedule.alpha(1.0), schedule.sigma(1.0), schedule.lam(1.0)) == (0.0, 1.0, -math.inf)
+    assert schedule.t_of_lam(-math.inf) == 1.0
+    assert schedule.alpha(2.5 / 3) == pytest.approx(expected[1] / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", BETA_SCHEDULES)
+def test_tables_without_signal_at_their_start_are_those_of_diffusers(name: str) -> None:
+    from diffusers import DDIMScheduler
+
+    other = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule=name, rescale_betas_zero_snr=True)
+    schedule = VPDiscrete(beta_schedule=name, rescale_zero_snr=True)
+    found = schedule.alpha(schedule.t_of_label(np.arange(1000)))
+    np.testing.assert_allclose(found, other.alphas_cumprod.double().sqrt().numpy(), rtol=2e-4, atol=2e-5)
+
+
+def test_edm_states_are_the_inputs_of_its_networks() -> None:
+    """alpha x0 / sigma_data + sigma e = c_in (x0 + t e), and edm with c_skip and c_out is its denoiser."""
+    schedule, t, x0, e, out = EDM(sigma_data=0.7), 3.1, 0.4, -1.3, 0.9
+    alpha, sigma, c_in = schedule.alpha(t), schedule.sigma(t), 1 / math.sqrt(t**2 + 0.49)
+    x = x0 + t * e
+    assert alpha * x0 / schedule.data_scale + sigma * e == pytest.approx(c_in * x, rel=1e-14)
+    denoised = 0.49 * c_in**2 * x + t * 0.7 * c_in * out
+    o, state = torch.tensor(out, dtype=torch.float64), torch.tensor(c_in * x, dtype=torch.float64)
+    found = to_data(o, state, float(alpha), float(sigma), "edm") * schedule.data_scale
+    assert float(found) == pytest.approx(denoised, rel=1e-14)
+    assert schedule.label(math.e**4) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -191,6 +232,8 @@ def test_edm_label() -> None:
         (lambda: VPDiscrete(beta_end=1.5, beta_schedule="linear"), "to 1.5"),
         (lambda: VPDiscrete(betas=(0.1, 0.2)), "n is 1000, but there are 2"),
         (lambda: VPDiscrete(n=1), "got 1"),
+        (lambda: VPDiscrete(n=2, betas=(0.1, 0.2), rescale_zero_snr=True), "n >= 3 entries, got 2"),
+        (lambda: EDM(sigma_data=0.0), "sigma_data must be positive, got 0.0"),
         (lambda: VE(label_kind="log"), "sigma or edm, got 'log'"),  # type: ignore[arg-type]
         (lambda: Flow(shift=0.0), "positive, got 0.0"),
         (lambda: Flow(t_start=2.0), "at most 1, got t_start 2.0"),
