@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from thalweg.apps.search_task import Pools, Task
     from thalweg.diffusion.s3.evolution import Evolution
+    from thalweg.diffusion.s3.genes import Genes
     from thalweg.diffusion.s3.pool import Pool
     from thalweg.diffusion.s3.space import SearchSpace
+    from thalweg.diffusion.s3.start import Starts
     from thalweg.diffusion.schedules import NoiseSchedule
     from thalweg.diffusion.solvers.linear import LinearSchedule
     from thalweg.diffusion.solvers.schedule import SolverSchedule
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 FINALISTS = 8
 """Candidates of a search that are judged again on other noises."""
+SEEDS = 16
+"""Candidates with fitted weights from which the search of weights and decisions starts."""
 REFINED = 3
 """Candidates from which a refinement starts."""
 
@@ -32,7 +36,8 @@ def search(
     out: str = "runs/search",
     objective: str = "teacher",
     options: dict[str, Any] | None = None,
-    budget: int = 200,
+    budget: int = 160,
+    fit: int = 96,
     samples: tuple[int, ...] = (16, 64),
     fresh: int = 128,
     predictor: bool = True,
@@ -61,6 +66,8 @@ def search(
             kid, or reward.
         options: More arguments of the objective, such as prompts, reference or teacher_steps.
         budget: Schedules to evaluate for each number of evaluations.
+        fit: How many of them, at most three quarters, are times alone, with weights that least squares fit to
+            the fine solver's path; the others start from these. 0 for known and random solvers alone.
         samples: Samples on which a schedule is judged; with several numbers all candidates are judged on the
             fewest, and the better half of them on the next.
         fresh: Samples from other noises on which the finalists are judged, and again those of the comparison.
@@ -87,7 +94,7 @@ def search(
     from thalweg.apps.search_view import print_table
 
     settings: dict[str, Any] = {
-        **{"model": model, "objective": objective, "options": options, "budget": budget},
+        **{"model": model, "objective": objective, "options": options, "budget": budget, "fit": fit},
         **{"samples": samples, "fresh": fresh, "predictor": predictor, "refine": refine},
         **{"examples": examples, "max_order": max_order, "guidance_scale": guidance_scale, "seed": seed},
     }
@@ -97,6 +104,7 @@ def search(
         objective=objective,
         options={**(options or {}), "folder": model, "guidance_scale": guidance_scale},
         budget=budget,
+        fit=min(fit, budget * 3 // 4),
         samples=tuple(sorted(set(samples))),
         fresh=fresh,
         predictor=predictor,
@@ -157,8 +165,10 @@ def search_one(
     begun = time.perf_counter()
     pool = pools.get(0, task.samples[-1])
     space, starts = space_for(task, noise, nfe, pool)
-    evolution = evolution_for(task, space)
-    with_progress(evolution, pool, task, nfe)
+    fitted = fit_times(task, space, pool) if task.fit else None
+    evolution = evolution_for(task, space, () if fitted is None else tuple(fitted.fitted(SEEDS)))
+    budget, state = task.budget - task.fit, task.out / f"search_{nfe}.json"
+    with_progress(evolution, pool, f"{nfe} evaluations", budget, state)
     fresh = pools.get(FRESH, task.fresh)
     winner, table = rerank(evolution, fresh, FINALISTS)
     schedule, score, how = winner.schedule, winner.fresh, "searched"
@@ -170,16 +180,18 @@ def search_one(
         ((_, judged),) = fresh.scores([(0, other)])
         if judged.value < score.value:
             schedule, score, how = other, judged, "refined"
+    parts = [evolution] if fitted is None else [fitted, evolution]
     row = {
         "nfe": nfe,
         "winner": how,
         "error": score.value,
         "noise": score.noise,
         "searched_error": winner.fresh.value,
+        "fitted_error": None if fitted is None else fitted.best()[0][1].value,
         "best_known_solver_error": known,
-        "evaluated": len(evolution.scores),
-        "network_evaluations": evolution.network_evaluations,
-        "starts": starts,
+        "evaluated": sum(len(part.scores) for part in parts),
+        "network_evaluations": sum(part.network_evaluations for part in parts) + starts.network_evaluations,
+        "starts": starts.errors,
         "predictor_tau": [tau for tau in evolution.taus if tau is not None],
         "refined": refined,
         "seconds": round(time.perf_counter() - begun, 1),
@@ -187,13 +199,13 @@ def search_one(
     return row, schedule
 
 
-def space_for(task: Task, noise: NoiseSchedule, nfe: int, pool: Pool) -> tuple[SearchSpace, dict[str, float]]:
+def space_for(task: Task, noise: NoiseSchedule, nfe: int, pool: Pool) -> tuple[SearchSpace, Starts]:
     """Where to search: from the first time at which known solvers do best, found anew or read again."""
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from thalweg.apps.results import write_json
     from thalweg.diffusion.s3.space import SearchSpace
-    from thalweg.diffusion.s3.start import choose_start
+    from thalweg.diffusion.s3.start import Starts, choose_start
 
     predictions = ("noise", "data", "velocity") if noise.kind == "flow" else ("noise", "data")
     space = SearchSpace(
@@ -201,31 +213,58 @@ def space_for(task: Task, noise: NoiseSchedule, nfe: int, pool: Pool) -> tuple[S
     )
     path = task.out / f"start_{nfe}.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        part, starts = float(min(found, key=found.__getitem__)), found
-        return replace(space, noise=replace(noise, t_start=part * noise.t_start)), starts
-    space, starts = choose_start(space, pool, count=task.samples[0], seed=task.seed)
-    write_json(starts, path)
-    return space, starts
+        found = Starts(**json.loads(path.read_text(encoding="utf-8")))
+        return found.apply(space), found
+    tried = replace(space, only_times=task.fit > 0)
+    _, found = choose_start(tried, pool, count=task.samples[0], seed=task.seed)
+    write_json(asdict(found), path)
+    return found.apply(space), found
 
 
-def evolution_for(task: Task, space: SearchSpace) -> Evolution:
-    """The search for a number of evaluations."""
+def fit_times(task: Task, space: SearchSpace, pool: Pool) -> Evolution:
+    """The search of times whose weights are fitted."""
+    from dataclasses import replace
+
+    from thalweg.apps.search_view import with_progress
+    from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
+    from thalweg.diffusion.s3.seeds import grid_seeds
+
+    times = replace(space, only_times=True)
+    config = EvolutionConfig(
+        seed=task.seed,
+        num_seeds=max(4, task.fit // 4),
+        num_random=max(2, task.fit // 8),
+        batch=max(4, min(16, task.fit // 8)),
+        parents=8,
+        counts=task.samples if len(task.samples) > 1 else (),
+    )
+    evolution = Evolution(times, config, seeds=grid_seeds(times))
+    state = task.out / f"times_{space.nfe}.json"
+    with_progress(evolution, pool, f"{space.nfe} evaluations, fitted weights", task.fit, state)
+    return evolution
+
+
+def evolution_for(task: Task, space: SearchSpace, seeds: Sequence[Genes] = ()) -> Evolution:
+    """The search for a number of evaluations, from known solvers and the best with fitted weights."""
     from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
     from thalweg.diffusion.s3.process import process_train
 
-    first = max(8, task.budget // 3)
+    left = task.budget - task.fit
+    first = max(8, left // 3)
+    near = bool(seeds)  # fitted weights are good for times near theirs
     config = EvolutionConfig(
         seed=task.seed,
         num_seeds=first * 3 // 4,
         num_random=first // 4,
-        batch=max(8, min(32, task.budget // 6)),
+        batch=max(8, min(32, left // 6)),
+        width=0.1 if near else 0.4,
+        min_width=0.005 if near else 0.03,
         parents=16,
         guided_generations=8,
         explore=0.25,
         counts=task.samples if len(task.samples) > 1 else (),
     )
-    return Evolution(space, config, process_train() if task.predictor else None)
+    return Evolution(space, config, process_train() if task.predictor else None, seeds=seeds)
 
 
 def refined_of(

@@ -26,6 +26,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
     page.add_text(
         f"Objective: {settings['objective']}. For each number of network evaluations "
         f"{settings['budget']} schedules were judged on the same {max(settings['samples'])} noises"
+        + (", part of them with weights fitted to a fine solver's path" if settings["fit"] else "")
         + (", bred on the guesses of a predictor" if settings["predictor"] else "")
         + (f", and the best refined by {settings['refine']} gradient steps" if settings["refine"] else "")
         + f". The finalists were judged again on {settings['fresh']} other noises: the numbers below."

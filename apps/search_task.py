@@ -24,6 +24,7 @@ class Task:
     objective: str
     options: dict[str, Any]
     budget: int
+    fit: int
     samples: tuple[int, ...]
     fresh: int
     predictor: bool
@@ -51,6 +52,8 @@ def check(task: Task, nfe: Sequence[int]) -> None:
             raise ValueError(f"{name} is {getattr(task, name)}, allowed: 1 and more")
     if not task.samples or task.samples[0] < 1:
         raise ValueError(f"samples is {list(task.samples)}, allowed: one or more numbers of at least 1")
+    if task.fit < 0:
+        raise ValueError(f"fit is {task.fit}, allowed: 0 (no fitted weights) and more")
     if task.refine < 0:
         raise ValueError(f"refine is {task.refine}, allowed: 0 (no gradients) and more")
     if task.refine and Path(task.model).is_dir() and not draws_pixels(task.model):
@@ -99,7 +102,7 @@ class Pools:
         from thalweg.diffusion.s3.pools import make_pool
 
         if offset not in self._made:
-            reference = objective_of(self.task, offset, count)
+            reference = objective_of(self.task, offset, count, fit=bool(self.task.fit) and offset == 0)
             self._made[offset] = make_pool(self.name, reference, self.workers, self.devices, **self.options)
         return self._made[offset]
 
@@ -122,10 +125,14 @@ class Pools:
             pool.close()
 
 
-def objective_of(task: Task, offset: int, count: int) -> ObjectiveRef:
-    """How a worker makes the objective on ``count`` noises."""
+def objective_of(task: Task, offset: int, count: int, fit: bool = False) -> ObjectiveRef:
+    """How a worker makes the objective on ``count`` noises, able to fit weights or not."""
     from thalweg.diffusion.s3.objectives import OBJECTIVES
     from thalweg.diffusion.s3.pool import ObjectiveRef
+    from thalweg.diffusion.s3.samplers import FITTED
 
     options = {**task.options, "count": count, "seed": task.seed + offset}
-    return ObjectiveRef(function=OBJECTIVES[task.objective], options=options)
+    function = OBJECTIVES[task.objective]
+    if fit:
+        options, function = {**options, "objective": function}, FITTED
+    return ObjectiveRef(function=function, options=options)

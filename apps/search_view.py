@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thalweg.apps.search_task import Task
+    from pathlib import Path
+
     from thalweg.diffusion.s3.evolution import Evolution
     from thalweg.diffusion.s3.pool import Pool
     from thalweg.diffusion.s3.search import Progress
 
 
-def with_progress(evolution: Evolution, pool: Pool, task: Task, nfe: int) -> None:
+def with_progress(evolution: Evolution, pool: Pool, name: str, budget: int, state: Path) -> None:
     """Run a search with a progress bar and a table of the best after each round."""
     from rich.console import Group
     from rich.live import Live
@@ -22,7 +23,7 @@ def with_progress(evolution: Evolution, pool: Pool, task: Task, nfe: int) -> Non
     from thalweg.diffusion.s3.search import run_search
 
     bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    job = bar.add_task(f"{nfe} evaluations", total=task.budget)
+    job = bar.add_task(name, total=budget)
     rounds: dict[int, Progress] = {}
 
     def view() -> Group:
@@ -40,10 +41,10 @@ def with_progress(evolution: Evolution, pool: Pool, task: Task, nfe: int) -> Non
 
         def report(progress: Progress) -> None:
             rounds[progress.round] = progress
-            bar.update(job, completed=min(progress.evaluated, task.budget))
+            bar.update(job, completed=min(progress.evaluated, budget))
             live.update(view())
 
-        run_search(evolution, pool, task.budget, task.out / f"search_{nfe}.json", report)
+        run_search(evolution, pool, budget, state, report)
 
 
 def print_table(rows: list[dict[str, Any]], comparison: dict[str, Any]) -> None:

@@ -18,6 +18,9 @@ from thalweg.diffusion.s3.pipeline_model import Output, PipelineSampler
 from thalweg.diffusion.s3.pool import ObjectiveRef
 from thalweg.diffusion.solvers.linear import LinearSchedule
 
+FITTED = f"{__name__}:fitted"
+"""The function that makes an objective with fitted weights, as ``module:function``."""
+
 
 class Sampler(Protocol):
     """Draws with schedules, from the same noises each time."""
@@ -95,21 +98,21 @@ class FittedObjective:
         return replace(self.objective.judge(states), weights=found.weights)
 
 
-def fitted(device: str, function: str, **options: Any) -> FittedObjective:
+def fitted(device: str, objective: str, **options: Any) -> FittedObjective:
     """Any objective, with fitted weights for schedules that want them.
 
     Args:
         device: Where the network runs.
-        function: ``module:function`` that makes the objective.
+        objective: ``module:function`` that makes the objective.
         options: Its arguments; ``teacher_steps``, if there, are those of the path as well.
 
     Raises:
         ValueError: If the objective does not score samples.
     """
-    objective = ObjectiveRef(function=function, options=options).make(device)
-    if not isinstance(objective, SampleObjective):
-        raise ValueError(f"objective {function!r} is not one of samples, whose weights can be fitted")
-    return FittedObjective(objective, options.get("teacher_steps", TEACHER_STEPS))
+    made = ObjectiveRef(function=objective, options=options).make(device)
+    if not isinstance(made, SampleObjective):
+        raise ValueError(f"objective {objective!r} is not one of samples, whose weights can be fitted")
+    return FittedObjective(made, options.get("teacher_steps", TEACHER_STEPS))
 
 
 def open_sampler(

@@ -7,7 +7,7 @@ diffusers do; what that costs is in the distance to the teacher, which starts wh
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,22 @@ STARTS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Parts of the schedule's first time that are tried."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Starts:
+    """How well solvers do from several first times."""
+
+    part: float
+    """Part of the schedule's first time from which they do best."""
+    errors: dict[str, float]
+    """Best score of each part."""
+    network_evaluations: int
+    """Samples put through the network to find out."""
+
+    def apply(self, space: SearchSpace) -> SearchSpace:
+        """A space with the best first time."""
+        return replace(space, noise=replace(space.noise, t_start=self.part * space.noise.t_start))
+
+
 def choose_start(
     space: SearchSpace,
     pool: Pool,
@@ -26,7 +42,7 @@ def choose_start(
     each: int = 12,
     count: int | None = None,
     seed: int = 0,
-) -> tuple[SearchSpace, dict[str, float]]:
+) -> tuple[SearchSpace, Starts]:
     """Try known solvers from several first times and keep the space of the best.
 
     Args:
@@ -38,7 +54,7 @@ def choose_start(
         seed: Seed of the choice of solvers.
 
     Returns:
-        The space with the best first time, and the best score of each part.
+        The space with the best first time, and what was found.
     """
     spaces, tasks = {}, []
     for part in starts:
@@ -50,6 +66,9 @@ def choose_start(
         tasks += [(part, spaces[part].schedule(seeds[i])) for i in picks]
     scores = dict(pool.scores([(i, schedule) for i, (_, schedule) in enumerate(tasks)], count=count))
     best = {part: min(scores[i].value for i, (of, _) in enumerate(tasks) if of == part) for part in starts}
-    return spaces[min(best, key=lambda part: best[part])], {
-        f"{part:g}": value for part, value in best.items()
-    }
+    found = Starts(
+        part=min(best, key=lambda part: best[part]),
+        errors={f"{part:g}": value for part, value in best.items()},
+        network_evaluations=sum(space.nfe * score.count for score in scores.values()),
+    )
+    return found.apply(space), found

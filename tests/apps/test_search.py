@@ -29,6 +29,7 @@ def test_a_search_writes_a_scheduler_that_the_pipeline_takes(pipeline: Path, tmp
     assert [row["nfe"] for row in rows] == [3, 4]
     assert all(row["error"] <= row["best_known_solver_error"] for row in rows)
     assert all(row["evaluated"] >= 36 and row["network_evaluations"] > 0 for row in rows)
+    assert all(row["fitted_error"] > 0 for row in rows)
     families = {rival["family"] for rival in result["comparison"]["4"]["rivals"]}
     assert {"DDIM", "UniPCMultistep", "DPMSolverMultistep", "DEISMultistep"} <= families
     loaded = DDPMPipeline.from_pretrained(pipeline)

@@ -12,6 +12,7 @@ from tiny_pipeline import save_tiny_pipeline
 
 BUDGET = 96
 SIZES = ["--nfe=[3,4]", f"--budget={BUDGET}", "--samples=[4,8]", "--fresh=8", "--compare=false", "--seed=3"]
+SIZES += ["--fit=40", "--options.teacher_steps=20"]
 PATIENCE = 120.0
 
 
@@ -25,7 +26,7 @@ def finish(pipeline: Path, out: Path, workers: int) -> dict[str, bytes]:
     """Files of the result, and the states of the searches."""
     process = start(pipeline, out, workers)
     assert process.wait(PATIENCE) == 0, Path(f"{out}.log").read_text()
-    files = [*(out / "scheduler").iterdir(), *out.glob("search_*.json")]
+    files = [*(out / "scheduler").iterdir(), *out.glob("*_[34].json")]
     return {path.name: path.read_bytes() for path in sorted(files)}
 
 
@@ -59,13 +60,13 @@ def undisturbed(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("workers", "kills"), [(1, (3, 4)), (2, (4,))])
+@pytest.mark.parametrize(("workers", "kills"), [(1, ("times_3", "search_4")), (2, ("search_4",))])
 def test_a_killed_search_ends_as_if_nothing_had_happened(
-    workers: int, kills: tuple[int, ...], pipeline: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    workers: int, kills: tuple[str, ...], pipeline: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    for count in kills:  # in the first search, in the second
-        state = out / f"search_{count}.json"
+    for name in kills:  # in the first part of the first search, in the last of the second
+        state = out / f"{name}.json"
         assert 0 < kill_after(start(pipeline, out, workers), state) < BUDGET
         assert not (out / "scheduler").exists()
     assert len(undisturbed) > 2

@@ -13,12 +13,11 @@ from thalweg.diffusion.s3.objective import Score
 from thalweg.diffusion.s3.objectives import OBJECTIVES
 from thalweg.diffusion.s3.pipeline_model import PipelineSampler
 from thalweg.diffusion.s3.pool import InlinePool, ObjectiveRef, ProcessPool
-from thalweg.diffusion.s3.samplers import FittedObjective
+from thalweg.diffusion.s3.samplers import FITTED, FittedObjective
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 
-FITTED = "thalweg.diffusion.s3.samplers:fitted"
 SHOWN: dict[str, dict[str, Any]] = {
     "sd": {"prompts": ["a red fox", "a tree"], "guidance_scale": 3.0},
     "sd3": {"prompts": ["a red fox", "a tree"], "guidance_scale": 3.0},
@@ -73,7 +72,7 @@ def test_pixels_follow_their_teacher_in_any_batches(folder: str) -> None:
 
 
 def test_any_objective_takes_fitted_weights_and_processes_give_the_same(folder: str) -> None:
-    options = {"folder": folder, "count": 6, "teacher_steps": 20, "function": OBJECTIVES["multiscale"]}
+    options = {"folder": folder, "count": 6, "teacher_steps": 20, "objective": OBJECTIVES["multiscale"]}
     reference = ObjectiveRef(function=FITTED, options=options)
     objective = reference.make("cpu")
     assert isinstance(objective, FittedObjective)
@@ -95,6 +94,6 @@ def test_any_objective_takes_fitted_weights_and_processes_give_the_same(folder: 
 
 
 def test_objectives_that_draw_no_samples_are_refused() -> None:
-    options = {"function": "search_objectives:objective"}
+    options = {"objective": "search_objectives:objective"}
     with pytest.raises(ValueError, match="search_objectives:objective' is not one of samples"):
         ObjectiveRef(function=FITTED, options=options).make("cpu")

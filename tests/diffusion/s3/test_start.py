@@ -20,10 +20,13 @@ def distance_from(time: float) -> InlinePool:
 
 @pytest.mark.parametrize("part", STARTS)
 def test_the_best_start_is_kept(part: float) -> None:
-    found, scores = choose_start(SPACE, distance_from(part), each=2)
-    assert found.noise.t_start == pytest.approx(part)
-    assert set(scores) == {f"{p:g}" for p in STARTS}
-    assert scores[f"{part:g}"] == pytest.approx(0.0)
+    space, found = choose_start(SPACE, distance_from(part), each=2)
+    assert space.noise.t_start == pytest.approx(part)
+    assert found.part == part
+    assert set(found.errors) == {f"{p:g}" for p in STARTS}
+    assert found.errors[f"{part:g}"] == pytest.approx(0.0)
+    assert found.network_evaluations == len(STARTS) * 2 * SPACE.nfe
+    assert found.apply(SPACE) == space
 
 
 def test_a_schedule_that_begins_later_has_the_levels_of_its_time() -> None:
