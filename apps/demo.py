@@ -50,10 +50,10 @@ class Plan:
     """Epochs of the image model on 4500 digits."""
     nfe: tuple[int, ...] = (5, 8)
     """Network evaluations for which solver schedules are searched."""
-    schedules: int = 64
+    schedules: int = 48
     """Schedules that each search tries."""
-    refinement: int = 60
-    """Gradient steps on the best of them."""
+    fitted: int = 36
+    """How many of them have weights that are fitted to a fine solver."""
 
 
 _PLAN = Plan()
@@ -175,8 +175,8 @@ def image_steps(folder: Path, plan: Plan) -> list[Step]:
         folder,
         "search_digits",
         *("search", f"--model={model}", f"--out={folder / 'search'}", f"--nfe={list(plan.nfe)}"),
-        *(f"--budget={plan.schedules}", f"--refine={plan.refinement}", "--samples=[16,48]"),
-        *("--fresh=100", "--examples=64", "--variants=4"),
+        *(f"--budget={plan.schedules}", f"--fit={plan.fitted}", "--samples=[16,48]"),
+        *("--fresh=100", "--variants=4"),
     )
     return [fit, replace(export, needs=(fit.name,)), replace(search, needs=(export.name,))]
 

@@ -157,7 +157,7 @@ def add_search(report: Report, plan: Plan, folder: Path) -> None:
     report.add_text(
         f"A small UNet was trained on 4500 digits for {plan.digits_epochs} epochs and exported as a "
         f"diffusers pipeline. For {' and '.join(map(str, plan.nfe))} network evaluations, {plan.schedules} "
-        f"solver schedules were tried each, and the best refined by {plan.refinement} gradient steps."
+        f"solver schedules were tried each, {plan.fitted} of them with weights fitted to a fine solver."
     )
     add_comparison(report, json.loads((folder / "results.json").read_text())["comparison"])
     report.add_image(folder / "quality.png", "Distance to a fine solver against network evaluations")

@@ -79,7 +79,7 @@ def test_the_whole_demo_at_small_sizes(tmp_path: Path) -> None:
         digits_epochs=1,
         nfe=(3,),
         schedules=10,
-        refinement=2,
+        fitted=6,
     )
     demo(str(tmp_path), plan=plan)
     page = (tmp_path / "report.html").read_text()
