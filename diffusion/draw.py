@@ -31,7 +31,7 @@ Takes = Literal["prompts", "classes", "neither"]
 ALL_CLASSES = 20
 """Most classes that are drawn when none is named."""
 TOLERANCE = 1e-3
-"""Largest difference of alpha and sigma between a schedule and its network."""
+"""Largest difference of alpha and sigma between a schedule and its network, and of the scale of noise."""
 
 
 def open_pipeline(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
@@ -227,6 +227,8 @@ def check_network(scheduler: SearchedScheduler, config: Mapping[str, Any]) -> No
     values = noise.to_dict()
     for nfe, schedule in scheduler.schedules.items():
         for i, node in enumerate(schedule.nodes[:-1]):
+            if i == 0 and schedule.first != "network":
+                continue
             label = node.t if node.label is None else node.label
             alpha, sigma = level_of_label(values, float(label or 0.0))
             if max(abs(alpha - node.alpha), abs(sigma - node.sigma)) > TOLERANCE:
@@ -247,7 +249,7 @@ def set_scheduler(pipe: DiffusionPipeline, scheduler: SchedulerMixin) -> None:
 
     name, where = type(scheduler).__name__, type(pipe).__name__
     scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
-    if isinstance(pipe, DDPMPipeline | DiTPipeline) and scale != 1.0:
+    if isinstance(pipe, DDPMPipeline | DiTPipeline) and abs(scale - 1) > TOLERANCE:
         raise ValueError(f"{where} does not scale noise, which {name} needs (by {scale:.4g}); use another")
     if isinstance(pipe, DDPMPipeline) and "generator" not in inspect.signature(scheduler.step).parameters:
         raise ValueError(f"{where} gives its generator to every step, but {name} takes none; use another")

@@ -117,7 +117,7 @@ class ImageSampler:
         batch: Samples at once.
 
     Raises:
-        ValueError: If the folder holds another pipeline.
+        ValueError: If the folder holds another pipeline, or a network of EDM.
     """
 
     def __init__(
@@ -132,6 +132,8 @@ class ImageSampler:
         pipeline = load_pipeline(folder).to(device)
         pipeline.unet.requires_grad_(False)
         self.noise, kind = network_of(pipeline.scheduler.config)
+        if self.noise.data_scale != 1:
+            raise ValueError(f"{folder} has a network of EDM; draw it through its pipeline (PipelineSampler)")
         config = pipeline.unet.config
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
         self.x_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)

@@ -198,6 +198,8 @@ def watched(scheduler: Any, schedule: Compilable, see: See) -> Any:
         following = see(state, a * state + b * told)
         if following is None:
             return step(model_output, timestep, sample, **options)
+        if i == len(schedule.nodes) - 2:
+            following = following * scheduler.end_scale
         found = SchedulerOutput(prev_sample=following.to(sample.dtype))
         return found if options.get("return_dict", True) else (found.prev_sample,)
 

@@ -42,15 +42,26 @@ class Plan:
     """Constants that the steps add."""
 
     @classmethod
-    def of(cls, schedule: Compilable, output: str, clip: float | None) -> Plan:
+    def of(cls, schedule: Compilable, output: str, clip: float | None, end_scale: float = 1.0) -> Plan:
         """Compile a schedule for a network with a kind of output.
+
+        Args:
+            schedule: What to do. A first step without the network is one whose output is the data itself.
+            output: What the network predicts.
+            clip: Bound of the data prediction.
+            end_scale: Factor of the result.
 
         Raises:
             ValueError: If the output says nothing about the data at a node.
         """
         compiled = schedule.compile()
         ratio, weights = compiled.steps()
-        a, b = np.array([data_of_output(node, output, i) for i, node in enumerate(schedule.nodes[:-1])]).T
+        bias = compiled.biases()
+        for values in (ratio, weights, bias):
+            values[-1] *= end_scale
+        kinds = ["sample" if i == 0 and schedule.first != "network" else output for i in range(len(ratio))]
+        pairs = zip(schedule.nodes, kinds, strict=False)
+        a, b = np.array([data_of_output(node, kind, i) for i, (node, kind) in enumerate(pairs)]).T
         if clip is None:
             weights = weights * b
         count = len(ratio)
@@ -67,7 +78,7 @@ class Plan:
             weights=tuple(map(tuple, ring.tolist())),
             spans=tuple(_span(row, k % size) for k, row in enumerate(ring)),
             clip=clip,
-            bias=tuple(compiled.biases().tolist()),
+            bias=tuple(bias.tolist()),
         )
 
 
@@ -198,6 +209,8 @@ def data_of_output(node: Node, output: str, i: int) -> tuple[float, float]:
         return 0.0, 1.0
     if output == "v_prediction":
         return alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)
+    if output == "edm":
+        return alpha / (alpha**2 + sigma**2), sigma / (alpha**2 + sigma**2)
     if output == "flow_prediction":
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
     if alpha == 0:

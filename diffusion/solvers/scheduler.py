@@ -18,13 +18,15 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from thalweg.diffusion.solvers.levels import level_of_label
+from thalweg.diffusion.schedules import EDM, NoiseSchedule
+from thalweg.diffusion.solvers.levels import NEAR, levels_at
 from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.plan import ChannelRun, Plan, Run, start_run
+from thalweg.diffusion.solvers.sample import first_prediction
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 from thalweg.diffusion.solvers.tail import from_node
 
-OUTPUTS = ("epsilon", "sample", "v_prediction", "flow_prediction")
+OUTPUTS = ("epsilon", "sample", "v_prediction", "flow_prediction", "edm")
 
 
 class SearchedScheduler(SchedulerMixin, ConfigMixin):
@@ -33,14 +35,22 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
     The state and the predictions are kept in float32 (or wider), whatever the network computes in. A step is
     one addition and one product of a matrix with a vector; nothing is read back from the device.
 
+    A schedule whose first step does without the network has its evaluations at the nodes from 1 on. Pipelines
+    that call ``scale_model_input`` start from noise as ever, the first call makes the step. To others give
+    ``latents=scheduler.prepare_latents(noise)``.
+
+    Under a noise schedule of EDM states are what the network is given (of unit variance), and the result is
+    data.
+
     Args:
         schedules: Solver schedules in their JSON form, by number of evaluations.
-        prediction_type: What the network returns: ``epsilon``, ``sample``, ``v_prediction``, or
-            ``flow_prediction`` (noise minus data).
+        prediction_type: What the network returns: ``epsilon``, ``sample``, ``v_prediction``,
+            ``flow_prediction`` (noise minus data), or ``edm``, what EDM networks do (minus v).
         num_train_timesteps: Scale of the labels, for pipelines that ask.
         noise_schedule: The network's noise schedule (``NoiseSchedule.to_dict()``), to add noise at labels
-            that are not nodes.
+            that are not nodes, and for the units of EDM.
         clip_data: Bound of the predicted data's magnitude, for pixels in [-1, 1].
+        mean: Mean of the data as nested lists that broadcast to (C, ...), for schedules that start from it.
     """
 
     order = 1
@@ -54,6 +64,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         noise_schedule: dict[str, Any] | None = None,
         clip_data: float | None = None,
+        mean: list[Any] | float | None = None,
     ) -> None:
         if prediction_type not in OUTPUTS:
             raise ValueError(f"prediction_type is {prediction_type!r}, allowed: {', '.join(OUTPUTS)}")
@@ -61,12 +72,15 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         for n, schedule in self._schedules.items():
             if schedule.nfe != n:
                 raise ValueError(f"the schedule for {n} evaluations has {schedule.nfe}")
+        self._noise = None if noise_schedule is None else NoiseSchedule.from_dict(noise_schedule)
+        self._prepared = False
         self._plans: dict[tuple[int, int], list[Plan]] = {}
         self._nfe: int | None = None
         self.timesteps = torch.zeros(0)
         self._labels: list[float] = []
         self._begin_index: int | None = None
         self._last: Run | ChannelRun | None = None
+        self._noised = False
         self._reset()
         if self._schedules:
             self.set_timesteps(max(self._schedules))
@@ -98,16 +112,26 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         if self._nfe is None:
             return 1.0
         node = self._schedules[self._nfe].nodes[0]
+        if isinstance(self._noise, EDM):  # a deviation of sqrt(t^2 + 1), as diffusers has it, times c_in
+            t = self._noise.sigma_data * node.sigma / node.alpha
+            return float(((t**2 + 1) / (t**2 + self._noise.sigma_data**2)) ** 0.5)
         return float((node.alpha**2 + node.sigma**2) ** 0.5) if node.alpha and node.sigma > 1 else 1.0
 
     @property
+    def end_scale(self) -> float:
+        """What a result in the units of the network is multiplied by; 1 but for EDM."""
+        if self._nfe is None or not isinstance(self._noise, EDM):
+            return 1.0
+        return float(self._noise.sigma_data / self._schedules[self._nfe].nodes[-1].alpha)
+
+    @property
     def step_index(self) -> int | None:
-        """Node of the next step; None before the first."""
-        return None if self._run is None else self._run.index
+        """Number of the next step's label; None before the first."""
+        return None if self._run is None else self._run.index - self._skipped
 
     @property
     def begin_index(self) -> int | None:
-        """First node of the run, other than 0 for image to image."""
+        """Number of the run's first label, other than 0 for image to image."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -117,28 +141,50 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
 
     def _reset(self) -> None:
         self._run: Run | ChannelRun | None = None
+        self._entered: Tensor | None = None
+
+    @property
+    def _skipped(self) -> int:
+        """Nodes without an evaluation at the start."""
+        return 0 if self._nfe is None else int(self._schedules[self._nfe].first != "network")
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: str | torch.device | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
     ) -> None:
         """Choose the schedule with this number of evaluations.
 
+        Args:
+            num_inference_steps: Evaluations.
+            device: Where ``timesteps`` are to be.
+            sigmas: The plain grid 1, 1 - 1/n, .. 1/n that some pipelines of flows always pass; it says n, and
+                the times are the schedule's own.
+            mu: Shift of pipelines with dynamic shifting; the times are not shifted again.
+
         Raises:
-            ValueError: If there is none; the message lists those there are.
+            ValueError: If there is no such schedule (the message lists those there are), or for other sigmas.
         """
+        if sigmas is not None:
+            num_inference_steps = plain_sigmas(sigmas)
         if num_inference_steps is None and len(self._schedules) == 1:
             num_inference_steps = next(iter(self._schedules))
         if num_inference_steps not in self._schedules:
             known = ", ".join(map(str, sorted(self._schedules))) or "none"
             raise ValueError(f"no schedule for {num_inference_steps} evaluations; there are: {known}")
         schedule = self._schedules[num_inference_steps]
-        if schedule.first != "network":
+        if schedule.first == "mean" and self.config.mean is None:
             raise ValueError(
-                f"the schedule for {num_inference_steps} evaluations replaces its first evaluation, but a "
-                "pipeline always makes it; sample it with thalweg.diffusion.solvers.sample"
+                f"the schedule for {num_inference_steps} evaluations starts from the mean of the data: give "
+                "the scheduler mean"
             )
         self._nfe = num_inference_steps
-        labels = [node.t if node.label is None else node.label for node in schedule.nodes[:-1]]
+        self._noised = False
+        nodes = schedule.nodes[self._skipped : -1]
+        labels = [node.t if node.label is None else node.label for node in nodes]
         if None in labels:
             raise ValueError(f"node {labels.index(None)} has neither a label nor a time to tell the network")
         self.timesteps = torch.tensor(labels, dtype=torch.float32, device=device)
@@ -147,8 +193,39 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         self._reset()
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
-        """The network takes the state as it is."""
-        return sample
+        """The state as it is; noise becomes that of the first evaluation if the first step has none."""
+        if not self._skipped or self._run is not None or self._begin(timestep) != 0:
+            return sample
+        assert self._nfe is not None
+        self._entered = self._enter(sample, self._nfe)
+        return self._entered
+
+    def prepare_latents(self, noise: Tensor, num_inference_steps: int | None = None) -> Tensor:
+        """State of the first evaluation, for pipelines that do not call ``scale_model_input``.
+
+        Args:
+            noise: First state, shape (B, C, ...).
+            num_inference_steps: Evaluations; those of the last ``set_timesteps`` by default.
+
+        Returns:
+            What to give a pipeline as ``latents``; the noise itself where the first step needs the network.
+        """
+        if num_inference_steps is not None or self._nfe is None:
+            self.set_timesteps(num_inference_steps)
+        assert self._nfe is not None
+        self._prepared = True
+        return self._enter(noise, self._nfe) if self._skipped else noise
+
+    def _enter(self, noise: Tensor, nfe: int) -> Tensor:
+        """The first step, which does without the network."""
+        return start_run(self._plan(nfe, 0), noise, 0).step(self._first(noise, nfe), noise)
+
+    def _first(self, noise: Tensor, nfe: int) -> Tensor:
+        mean = None
+        if self.config.mean is not None:
+            scale = 1.0 if self._noise is None else self._noise.data_scale
+            mean = torch.as_tensor(self.config.mean, dtype=noise.dtype, device=noise.device) / scale
+        return first_prediction(self._schedules[nfe], noise, mean)
 
     def step(
         self,
@@ -173,7 +250,8 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         """
         run = self._run
         if run is None:
-            run = self._run = self._start(timestep, sample)
+            run, sample = self._start(timestep, sample)
+            self._run = run
         if run.index >= run.end:
             raise ValueError(f"all {self._nfe} steps are done; set_timesteps starts again")
         channels = sample.shape[1]
@@ -182,16 +260,38 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         result = run.step(model_output, sample)
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
-    def _start(self, timestep: Tensor | float, sample: Tensor) -> Run | ChannelRun:
+    def _start(self, timestep: Tensor | float | None, sample: Tensor) -> tuple[Run | ChannelRun, Tensor]:
+        """A run, and the state of its first evaluation."""
         if self._nfe is None:
             raise ValueError("call set_timesteps before step")
-        begin = self._first_index(timestep)
-        if (self._nfe, begin) not in self._plans:
-            schedule = from_node(self._schedules[self._nfe], begin)
-            options = (self.config.prediction_type, self.config.clip_data)
-            self._plans[self._nfe, begin] = [Plan.of(part, *options) for part in schedule.by_channel()]
-        self._last = start_run(self._plans[self._nfe, begin], sample, begin, self._last)
-        return self._last
+        begin = self._begin(timestep)
+        run = self._last = start_run(self._plan(self._nfe, begin), sample, begin, self._last)
+        if begin > 0 or not self._skipped:
+            return run, sample
+        if self._entered is None and not self._prepared:
+            raise ValueError(
+                f"the schedule for {self._nfe} evaluations does its first step without the network, but the "
+                "network was given the noise as it is: pass latents=scheduler.prepare_latents(noise)"
+            )
+        state = run.step(self._first(sample, self._nfe), sample)
+        # Noise is a step behind; what was prepared is not, nor what a pipeline keeps of scale_model_input.
+        return run, sample if self._entered is None or sample is self._entered else state
+
+    def _plan(self, nfe: int, begin: int) -> list[Plan]:
+        """Numbers of a run from a node, for all channels or for each."""
+        if (nfe, begin) not in self._plans:
+            schedule = from_node(self._schedules[nfe], begin)
+            clip = self.config.clip_data
+            if clip is not None and self._noise is not None:
+                clip /= self._noise.data_scale
+            options = (self.config.prediction_type, clip, self.end_scale)
+            self._plans[nfe, begin] = [Plan.of(part, *options) for part in schedule.by_channel()]
+        return self._plans[nfe, begin]
+
+    def _begin(self, timestep: Tensor | float | None) -> int:
+        """Node at which a run begins: 0, or that of a label if noise was added to an image."""
+        index = 0 if timestep is None else self._first_index(timestep)
+        return index + self._skipped if index > 0 or self._noised else 0
 
     def _first_index(self, timestep: Tensor | float) -> int:
         if self._begin_index is not None:
@@ -201,38 +301,46 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         label = float(timestep)
         distance = [abs(known - label) for known in self._labels]
         nearest = min(distance)
-        return distance.index(nearest) if nearest < 1e-3 else 0
+        return distance.index(nearest) if nearest < NEAR else 0
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """States alpha x0 + sigma noise at the labels ``timesteps``, shape (B,) or a single one.
 
         Raises:
-            ValueError: If a label is no node and there is no noise schedule.
+            ValueError: If a label is no node and there is no noise schedule; on a device other than the CPU,
+                which is not waited for, the state is NaN instead.
         """
-        levels = [self._level(label) for label in timesteps.reshape(-1).tolist()]
+        nodes = () if self._nfe is None else self._schedules[self._nfe].nodes[:-1]
+        self._noised = True
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
         alpha, sigma = (
-            torch.tensor(values, dtype=original_samples.dtype, device=original_samples.device).view(shape)
-            for values in zip(*levels, strict=True)
+            values.to(original_samples).view(shape) for values in levels_at(nodes, self._noise, timesteps)
         )
-        return alpha * original_samples + sigma * noise
+        data_scale = 1.0 if self._noise is None else self._noise.data_scale
+        return alpha / data_scale * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """The same under the name and argument order of flow-matching pipelines."""
         return self.add_noise(sample, noise, timestep)
 
-    def _level(self, label: float) -> tuple[float, float]:
-        if self._nfe is not None:
-            for node in self._schedules[self._nfe].nodes[:-1]:
-                known = node.t if node.label is None else node.label
-                if known is not None and abs(known - label) < 1e-3:
-                    return node.alpha, node.sigma
-        if self.config.noise_schedule is None:
-            raise ValueError(
-                f"label {label} is no node, and the scheduler has no noise_schedule to look it up"
-            )
-        return level_of_label(self.config.noise_schedule, label)
-
     def __len__(self) -> int:
         """Number of labels that the network knows."""
         return int(self.config.num_train_timesteps)
+
+
+def plain_sigmas(sigmas: Sequence[float] | Tensor) -> int:
+    """Number n of the sigmas 1, 1 - 1/n, .. 1/n.
+
+    Raises:
+        ValueError: For others.
+    """
+    values = np.asarray(sigmas, np.float64)
+    if (
+        values.ndim != 1
+        or not len(values)
+        or np.abs(values - np.linspace(1, 1 / len(values), len(values))).max() > 1e-6
+    ):
+        raise ValueError(
+            "a searched schedule has times of its own: give num_inference_steps in place of sigmas"
+        )
+    return len(values)
