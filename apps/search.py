@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from thalweg.apps.search_task import Pools, Task
     from thalweg.diffusion.s3.evolution import Evolution
+    from thalweg.diffusion.s3.fit import Path as TeacherPath
     from thalweg.diffusion.s3.genes import Genes
     from thalweg.diffusion.s3.pool import Pool
     from thalweg.diffusion.s3.space import SearchSpace
@@ -38,6 +39,7 @@ def search(
     options: dict[str, Any] | None = None,
     budget: int = 160,
     fit: int = 96,
+    gits: bool = False,
     samples: tuple[int, ...] = (16, 64),
     fresh: int = 128,
     predictor: bool = True,
@@ -68,6 +70,8 @@ def search(
         budget: Schedules to evaluate for each number of evaluations.
         fit: How many of them, at most three quarters, are times alone, with weights that least squares fit to
             the fine solver's path; the others start from these. 0 for known and random solvers alone.
+        gits: Begin with grids as well that dynamic programming finds on the fine solver's path (GITS); takes
+            a model in this process beside those of the workers.
         samples: Samples on which a schedule is judged; with several numbers all candidates are judged on the
             fewest, and the better half of them on the next.
         fresh: Samples from other noises on which the finalists are judged, and again those of the comparison.
@@ -95,6 +99,7 @@ def search(
 
     settings: dict[str, Any] = {
         **{"model": model, "objective": objective, "options": options, "budget": budget, "fit": fit},
+        "gits": gits,
         **{"samples": samples, "fresh": fresh, "predictor": predictor, "refine": refine},
         **{"examples": examples, "max_order": max_order, "guidance_scale": guidance_scale, "seed": seed},
     }
@@ -105,6 +110,7 @@ def search(
         options={**(options or {}), "folder": model, "guidance_scale": guidance_scale},
         budget=budget,
         fit=min(fit, budget * 3 // 4),
+        gits=gits,
         samples=tuple(sorted(set(samples))),
         fresh=fresh,
         predictor=predictor,
@@ -161,12 +167,15 @@ def search_one(
     from thalweg.apps.search_task import FRESH
     from thalweg.apps.search_view import with_progress
     from thalweg.diffusion.s3.judge import rerank
+    from thalweg.diffusion.s3.seeds import gits_seeds
 
     begun = time.perf_counter()
     pool = pools.get(0, task.samples[-1])
     space, starts = space_for(task, noise, nfe, pool)
-    fitted = fit_times(task, space, pool) if task.fit else None
-    evolution = evolution_for(task, space, () if fitted is None else tuple(fitted.fitted(SEEDS)))
+    path = pools.path(device) if task.gits else None
+    fitted = fit_times(task, space, pool, path) if task.fit else None
+    given = [] if path is None else gits_seeds(space, path)
+    evolution = evolution_for(task, space, given if fitted is None else fitted.fitted(SEEDS))
     budget, state = task.budget - task.fit, task.out / f"search_{nfe}.json"
     with_progress(evolution, pool, f"{nfe} evaluations", budget, state)
     fresh = pools.get(FRESH, task.fresh)
@@ -221,13 +230,13 @@ def space_for(task: Task, noise: NoiseSchedule, nfe: int, pool: Pool) -> tuple[S
     return found.apply(space), found
 
 
-def fit_times(task: Task, space: SearchSpace, pool: Pool) -> Evolution:
+def fit_times(task: Task, space: SearchSpace, pool: Pool, path: TeacherPath | None) -> Evolution:
     """The search of times whose weights are fitted."""
     from dataclasses import replace
 
     from thalweg.apps.search_view import with_progress
     from thalweg.diffusion.s3.evolution import Evolution, EvolutionConfig
-    from thalweg.diffusion.s3.seeds import grid_seeds
+    from thalweg.diffusion.s3.seeds import gits_seeds, grid_seeds
 
     times = replace(space, only_times=True)
     config = EvolutionConfig(
@@ -238,7 +247,8 @@ def fit_times(task: Task, space: SearchSpace, pool: Pool) -> Evolution:
         parents=8,
         counts=task.samples if len(task.samples) > 1 else (),
     )
-    evolution = Evolution(times, config, seeds=grid_seeds(times))
+    known = grid_seeds(times) + ([] if path is None else gits_seeds(times, path))
+    evolution = Evolution(times, config, seeds=known)
     state = task.out / f"times_{space.nfe}.json"
     with_progress(evolution, pool, f"{space.nfe} evaluations, fitted weights", task.fit, state)
     return evolution
@@ -251,7 +261,7 @@ def evolution_for(task: Task, space: SearchSpace, seeds: Sequence[Genes] = ()) -
 
     left = task.budget - task.fit
     first = max(8, left // 3)
-    near = bool(seeds)  # fitted weights are good for times near theirs
+    near = task.fit > 0  # fitted weights are good for times near theirs
     config = EvolutionConfig(
         seed=task.seed,
         num_seeds=first * 3 // 4,

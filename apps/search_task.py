@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thalweg.diffusion.s3.fit import Path as TeacherPath
     from thalweg.diffusion.s3.pool import ObjectiveRef, Pool
 
 FRESH, TEST, LEARN = 1_000_003, 2_000_003, 3_000_017
 """What is added to the seed for the noises of the finals, of the comparison, and of the refinement."""
+PATHS = 16
+"""Samples on whose paths dynamic programming looks for grids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +29,7 @@ class Task:
     options: dict[str, Any]
     budget: int
     fit: int
+    gits: bool
     samples: tuple[int, ...]
     fresh: int
     predictor: bool
@@ -96,6 +101,7 @@ class Pools:
         self.name = ("inline" if workers == 1 else "process") if name == "auto" else name
         self._made: dict[int, Pool] = {}
         self._learning: tuple[Any, Any] | None = None
+        self._path: TeacherPath | None = None
 
     def get(self, offset: int, count: int) -> Pool:
         """Workers that judge on ``count`` noises of the seed plus ``offset``."""
@@ -118,6 +124,18 @@ class Pools:
                 device, self.task.model, count=self.task.examples, seed=self.task.seed + LEARN, **options
             )
         return self._learning
+
+    def path(self, device: str) -> TeacherPath:
+        """A fine solver's path of a few samples, made once for all numbers of evaluations."""
+        from thalweg.diffusion.s3.image_model import TEACHER_STEPS
+        from thalweg.diffusion.s3.samplers import open_sampler
+
+        if self._path is None:
+            known = inspect.signature(open_sampler).parameters
+            options = {name: value for name, value in self.task.options.items() if name in known}
+            sampler = open_sampler(device, **options, count=PATHS, seed=self.task.seed + LEARN)
+            self._path = sampler.path(self.task.options.get("teacher_steps", TEACHER_STEPS))
+        return self._path
 
     def close(self) -> None:
         """Let go of all workers."""

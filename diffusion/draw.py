@@ -67,6 +67,18 @@ def open_pipeline(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPip
     return pipe
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """A precision by name.
+
+    Raises:
+        ValueError: For another name.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ValueError(f"dtype is {name!r}, allowed: {', '.join(known)}")
+    return known[name]
+
+
 def takes(pipe: DiffusionPipeline) -> Takes:
     """What a pipeline wants to be told about its images.
 
@@ -164,7 +176,12 @@ def choose_scheduler(pipe: DiffusionPipeline, source: str) -> SchedulerMixin:
         folder = next((place for place in places if (place / "scheduler_config.json").is_file()), None)
         if folder is None:
             raise ValueError(f"{source} is no scheduler's folder: it has no scheduler_config.json")
-        name = json.loads((folder / "scheduler_config.json").read_text()).get("_class_name")
+        try:
+            name = json.loads((folder / "scheduler_config.json").read_text())["_class_name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder / 'scheduler_config.json'} is no scheduler's file: {error!r}"
+            ) from None
         if name != SearchedScheduler.__name__:
             return _class(str(name)).from_pretrained(folder)
         found = SearchedScheduler.from_pretrained(folder)

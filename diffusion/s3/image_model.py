@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from thalweg.diffusion.draw import open_pipeline
+from thalweg.diffusion.draw import dtype_of, open_pipeline
 from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.parameterization import Kind, to_data
 from thalweg.diffusion.s3.examples import Denoiser as RefineDenoiser
@@ -71,7 +71,7 @@ class ImageDenoiser:
         return output.to(x.dtype)
 
 
-def load_pipeline(folder: str | Path) -> DiffusionPipeline:
+def load_pipeline(folder: str | Path, dtype: str = "float32") -> DiffusionPipeline:
     """A pipeline's folder; ours with classes, or DDPMPipeline.
 
     Raises:
@@ -88,7 +88,7 @@ def load_pipeline(folder: str | Path) -> DiffusionPipeline:
     known = ("ClassImagePipeline", "DDPMPipeline")
     if name not in known:
         raise ValueError(f"{folder} holds a {name}, allowed: {', '.join(known)}")
-    return open_pipeline(str(folder))
+    return open_pipeline(str(folder), dtype_of(dtype))
 
 
 def teacher_schedule(noise: NoiseSchedule, steps: int = TEACHER_STEPS) -> SolverSchedule:
@@ -115,6 +115,7 @@ class ImageSampler:
         seed: Seed of the noises.
         guidance_scale: Of classifier-free guidance; 1 for none.
         batch: Samples at once.
+        dtype: Precision of the network.
 
     Raises:
         ValueError: If the folder holds another pipeline, or a network of EDM.
@@ -128,8 +129,9 @@ class ImageSampler:
         seed: int = 0,
         guidance_scale: float = 1.0,
         batch: int = 64,
+        dtype: str = "float32",
     ) -> None:
-        pipeline = load_pipeline(folder).to(device)
+        pipeline = load_pipeline(folder, dtype).to(device)
         pipeline.unet.requires_grad_(False)
         self.noise, kind = network_of(pipeline.scheduler.config)
         if self.noise.data_scale != 1:
@@ -178,10 +180,14 @@ class ImageSampler:
             The schedule and its end states, (count, C, H, W), not clipped.
         """
         count = len(self) if count is None else min(count, len(self))
+        denoiser, path = self.denoiser.on(slice(0, count)), self.path(steps).first(count)
+        return fit(schedule, denoiser, self.x_T[:count], path, batch=self.batch)
+
+    def path(self, steps: int = TEACHER_STEPS) -> TeacherPath:
+        """The teacher's path of all samples; it runs once."""
         if steps not in self._paths:
             self._paths[steps] = record(self.teacher(steps), self.denoiser, self.x_T, self.batch)
-        denoiser, path = self.denoiser.on(slice(0, count)), self._paths[steps].first(count)
-        return fit(schedule, denoiser, self.x_T[:count], path, batch=self.batch)
+        return self._paths[steps]
 
     def images(self, states_BCHW: Tensor) -> Tensor:
         """End states as images from 0 to 1."""

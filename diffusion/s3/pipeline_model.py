@@ -14,7 +14,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from thalweg.diffusion.draw import contents, network, open_pipeline, scheduler_of, takes
+from thalweg.diffusion.draw import contents, dtype_of, network, open_pipeline, scheduler_of, takes
 from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.s3.fit import Path, WeightFit
 from thalweg.diffusion.s3.image_model import TEACHER_STEPS, teacher_schedule
@@ -45,6 +45,7 @@ class PipelineSampler:
         classes: Labels or names of classes; all, if they are few, by default.
         output: ``latent`` for what the last step gives, where the pipeline can; ``image`` for images.
         options: More arguments of the pipeline, such as height and width.
+        dtype: Precision of the network.
 
     Raises:
         ValueError: If there is no such pipeline, or prompts, classes and options are not for it.
@@ -62,10 +63,11 @@ class PipelineSampler:
         classes: Sequence[int | str] | None = None,
         output: Output = "latent",
         options: Mapping[str, Any] | None = None,
+        dtype: str = "float32",
     ) -> None:
         if count < 1 or batch < 1:
             raise ValueError(f"count is {count} and batch {batch}, allowed: 1 and more")
-        self.pipe: Any = open_pipeline(folder).to(device)
+        self.pipe: Any = open_pipeline(folder, dtype_of(dtype)).to(device)
         network(self.pipe).requires_grad_(False)
         self.config = dict(self.pipe.scheduler.config)
         self.noise, _ = network_of(self.config)
@@ -133,9 +135,7 @@ class PipelineSampler:
         """
         count = len(self) if count is None else min(count, len(self))
         rows = min(count, self.batch)
-        if steps not in self._paths:
-            self._paths[steps] = self._record(steps)
-        run = WeightFit(schedule.nodes, self._paths[steps].first(rows))
+        run = WeightFit(schedule.nodes, self.path(steps).first(rows))
         self.pipe.scheduler = watched(scheduler_of(self.config, [schedule]), schedule, run.step)
         with torch.no_grad():
             found = [self._batch(0, rows, schedule.nfe)]
@@ -146,8 +146,13 @@ class PipelineSampler:
                 found.append(self._batch(start, min(start + self.batch, count), fitted.nfe))
         return fitted, torch.cat(found)
 
+    def path(self, steps: int = TEACHER_STEPS) -> Path:
+        """The teacher's path of the first batch; it runs once."""
+        if steps not in self._paths:
+            self._paths[steps] = self._record(steps)
+        return self._paths[steps]
+
     def _record(self, steps: int) -> Path:
-        """The path of the teacher on the first batch."""
         teacher, path, rows = self.teacher(steps), Path(), min(len(self), self.batch)
         seen = iter(teacher.nodes)
 
@@ -200,6 +205,8 @@ def watched(scheduler: Any, schedule: Compilable, see: See) -> Any:
             return step(model_output, timestep, sample, **options)
         if i == len(schedule.nodes) - 2:
             following = following * scheduler.end_scale
+        if i + 2 == len(schedule.nodes):
+            following = scheduler.end_scale * following
         found = SchedulerOutput(prev_sample=following.to(sample.dtype))
         return found if options.get("return_dict", True) else (found.prev_sample,)
 

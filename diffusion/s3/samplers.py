@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from thalweg.diffusion.s3.fit import Path as TeacherPath
 from thalweg.diffusion.s3.fit import is_wanted
 from thalweg.diffusion.s3.image_model import TEACHER_STEPS, ImageSampler
 from thalweg.diffusion.s3.objective import HOPELESS, Schedule, Score
@@ -42,6 +43,9 @@ class Sampler(Protocol):
         self, schedule: Any, count: int | None = None, steps: int = TEACHER_STEPS
     ) -> tuple[LinearSchedule, Tensor]:
         """The nodes of a schedule with weights that follow the teacher, and its end states (count, ...)."""
+
+    def path(self, steps: int = TEACHER_STEPS) -> TeacherPath:
+        """States and predictions of the teacher, of the first samples or all."""
 
     def images(self, states: Tensor) -> Tensor:
         """End states as images from 0 to 1, (B, C, H, W)."""
@@ -125,6 +129,7 @@ def open_sampler(
     prompts: Sequence[str] | None = None,
     classes: Sequence[int | str] | None = None,
     output: Output = "latent",
+    dtype: str = "float32",
 ) -> Sampler:
     """Draws from a pipeline: of pixels directly, of others as a black box.
 
@@ -138,23 +143,40 @@ def open_sampler(
         prompts: Texts, for pipelines that take them; sample i has the one number i, in turn.
         classes: Classes in the same way; all by default.
         output: What is asked of a black box: ``latent`` for the end state, ``image`` for images.
+        dtype: Precision of the network, such as ``bfloat16``; states are kept in single precision.
 
     Raises:
         ValueError: If there is no such pipeline, or prompts and classes are not for it.
     """
     if draws_pixels(folder) and prompts is None and classes is None:
         scale = 1.0 if guidance_scale is None else guidance_scale
-        return ImageSampler(device, folder, count, seed, scale, batch)
+        return ImageSampler(device, folder, count, seed, scale, batch, dtype)
     return PipelineSampler(
-        device, folder, count, seed, guidance_scale, batch, prompts=prompts, classes=classes, output=output
+        device,
+        folder,
+        count,
+        seed,
+        guidance_scale,
+        batch,
+        prompts=prompts,
+        classes=classes,
+        output=output,
+        dtype=dtype,
     )
 
 
 def draws_pixels(folder: str | Path) -> bool:
-    """Whether a folder holds a pipeline that denoises pixels, whose network is called directly."""
+    """Whether a folder holds a pipeline that denoises pixels, whose network is called directly.
+
+    Networks of EDM, whose states are scaled, are called through their pipelines.
+    """
     index = Path(folder) / "model_index.json"
-    name = json.loads(index.read_text()).get("_class_name") if index.is_file() else None
-    return (name[-1] if isinstance(name, list) else name) in ("ClassImagePipeline", "DDPMPipeline")
+    if not index.is_file():
+        return False
+    found = json.loads(index.read_text())
+    name, scheduler = found.get("_class_name"), found.get("scheduler", [None, ""])[1]
+    name = name[-1] if isinstance(name, list) else name
+    return name in ("ClassImagePipeline", "DDPMPipeline") and not str(scheduler).startswith("EDM")
 
 
 def finite(judge: Callable[[Tensor], Score]) -> Callable[[Tensor], Score]:

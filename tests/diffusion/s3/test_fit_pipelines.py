@@ -1,5 +1,6 @@
 """Fitted weights of whole pipelines: the pixel sampler, and black boxes through their scheduler."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from thalweg.diffusion.s3.objectives import OBJECTIVES
 from thalweg.diffusion.s3.pipeline_model import PipelineSampler
 from thalweg.diffusion.s3.pool import InlinePool, ObjectiveRef, ProcessPool
 from thalweg.diffusion.s3.samplers import FITTED, FittedObjective
+from thalweg.diffusion.s3.seeds import gits_seeds
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import SolverSchedule
@@ -45,7 +47,7 @@ def coarse(noise: Any, nfe: int = 4) -> tuple[SearchSpace, SolverSchedule]:
 def test_a_black_box_follows_its_teacher(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not from a folder: diffusers 0.42 does not load SD3 without its third text encoder by itself.
     pipe = build(name, tmp_path)
-    monkeypatch.setattr("thalweg.diffusion.s3.pipeline_model.open_pipeline", lambda _: pipe)
+    monkeypatch.setattr("thalweg.diffusion.s3.pipeline_model.open_pipeline", lambda *_: pipe)
     sampler = PipelineSampler("cpu", name, count=5, batch=3, **SHOWN[name])
     _, plain = coarse(sampler.noise)
     target = sampler.draw(sampler.teacher(20))
@@ -91,6 +93,31 @@ def test_any_objective_takes_fitted_weights_and_processes_give_the_same(folder: 
         assert dict(pool.scores(tasks)) == dict(InlinePool(objective).scores(tasks))
     finally:
         pool.close()
+
+
+def test_dynamic_programming_finds_grids_on_the_path(folder: str) -> None:
+    sampler = ImageSampler("cpu", folder, count=4)
+    space = SearchSpace(noise=sampler.noise, nfe=4, only_times=True)
+    path = sampler.path(20)
+    found = gits_seeds(space, path)
+    assert 1 <= len(found) <= 3
+    known = {node.t for node in path.nodes}
+    for genes in found:
+        assert len(genes.times) == 4
+        assert all(min(abs(t - k) for k in known if k is not None) < 0.05 for t in genes.times)
+    late = replace(space, noise=replace(space.noise, t_start=0.8))
+    assert {genes.times[0] for genes in gits_seeds(late, path)} == {0.8}
+
+
+def test_a_precision_is_one_that_is_known(folder: str) -> None:
+    low = ImageSampler("cpu", folder, count=2, dtype="bfloat16")
+    _, plain = coarse(low.noise)
+    assert low.draw(plain).dtype == torch.float32
+    exact = ImageSampler("cpu", folder, count=2).draw(plain)
+    gap = (low.draw(plain) - exact).norm() / exact.norm()
+    assert 1e-6 < float(gap) < 0.1
+    with pytest.raises(ValueError, match="dtype is 'int8', allowed: float32, bfloat16, float16"):
+        PipelineSampler("cpu", folder, count=1, dtype="int8")
 
 
 def test_objectives_that_draw_no_samples_are_refused() -> None:

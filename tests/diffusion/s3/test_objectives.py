@@ -202,7 +202,7 @@ def test_any_pipeline_is_judged_as_a_black_box(name: str, tmp_path: Path) -> Non
 def test_a_flow_pipeline_is_judged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # diffusers 0.42 does not load a folder without the third text encoder by itself.
     pipe = build("sd3", tmp_path)
-    monkeypatch.setattr("thalweg.diffusion.s3.pipeline_model.open_pipeline", lambda _: pipe)
+    monkeypatch.setattr("thalweg.diffusion.s3.pipeline_model.open_pipeline", lambda *_: pipe)
     objective = make("teacher", "sd3", count=3, guidance_scale=2.0, prompts=["a fox"])
     space = SearchSpace(noise=objective.sampler.noise, nfe=3)
     assert objective(teacher_schedule(objective.sampler.noise, STEPS)).value == pytest.approx(0, abs=1e-5)
