@@ -81,7 +81,7 @@ class NoiseSchedule:
 
         rest = dict(values)
         name = rest.pop("kind", None)
-        if name not in SCHEDULES:
+        if not isinstance(name, str) or name not in SCHEDULES:
             raise ValueError(f"noise schedule {name!r} is not known; kinds: {', '.join(SCHEDULES)}")
         chosen: Any = SCHEDULES[name]
         known = [field.name for field in fields(chosen)]

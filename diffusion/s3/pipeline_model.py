@@ -203,8 +203,6 @@ def watched(scheduler: Any, schedule: Compilable, see: See) -> Any:
         following = see(state, a * state + b * told)
         if following is None:
             return step(model_output, timestep, sample, **options)
-        if i == len(schedule.nodes) - 2:
-            following = following * scheduler.end_scale
         if i + 2 == len(schedule.nodes):
             following = scheduler.end_scale * following
         found = SchedulerOutput(prev_sample=following.to(sample.dtype))

@@ -7,7 +7,8 @@ Defaults are left out on writing and filled in on reading. What is not known is 
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.schedule import Corrector, Derivative, Node, Scale, SolverSchedule, Step
 from thalweg.diffusion.solvers.v3 import V3, V3Tables
 
+LARGEST = sys.float_info.max
 S = TypeVar("S", SolverSchedule, LinearSchedule)
 
 
@@ -209,12 +211,16 @@ def _read_scale(values: object, place: str) -> Scale:
     return Scale(kind=kind, c=c or 0.0)
 
 
+def _short(value: object) -> str:
+    return reprlib.repr(value)
+
+
 class _Reader:
     """One JSON object, whose entries are taken out one by one."""
 
     def __init__(self, values: object, place: str) -> None:
         if not isinstance(values, Mapping):
-            raise ValueError(f"{place} is {values!r}, not an object")
+            raise ValueError(f"{place} is {_short(values)}, not an object")
         self.left = dict(values)
         self.place = place
         self.known: list[str] = []
@@ -236,8 +242,8 @@ class _Reader:
         value = self.optional(name, None) if optional else self.required(name)
         if value is None and optional:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{self.place}: {name} is {value!r}, not a finite number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            raise ValueError(f"{self.place}: {name} is {_short(value)}, not a finite number")
         return float(value)
 
     def integer(self, name: str) -> int:

@@ -15,21 +15,23 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 # A pipeline that reloads a class of another package looks for SchedulerMixin in the module of that class.
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from thalweg.diffusion.schedules import EDM, NoiseSchedule
+from thalweg.diffusion.schedules import EDM
 from thalweg.diffusion.solvers.levels import NEAR, levels_at
 from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.plan import ChannelRun, Plan, Run, start_run
 from thalweg.diffusion.solvers.sample import first_prediction
 from thalweg.diffusion.solvers.schedule import SolverSchedule
+from thalweg.diffusion.solvers.stored import StoredScheduler, plain_sigmas, read_noise, read_schedules
 from thalweg.diffusion.solvers.tail import from_node
 
 OUTPUTS = ("epsilon", "sample", "v_prediction", "flow_prediction", "edm")
 
 
-class SearchedScheduler(SchedulerMixin, ConfigMixin):
+class SearchedScheduler(StoredScheduler, ConfigMixin):
     """Runs solver schedules, one for each number of network evaluations.
 
     The state and the predictions are kept in float32 (or wider), whatever the network computes in. A step is
@@ -68,11 +70,8 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if prediction_type not in OUTPUTS:
             raise ValueError(f"prediction_type is {prediction_type!r}, allowed: {', '.join(OUTPUTS)}")
-        self._schedules = {int(n): SolverSchedule.from_dict(s) for n, s in (schedules or {}).items()}
-        for n, schedule in self._schedules.items():
-            if schedule.nfe != n:
-                raise ValueError(f"the schedule for {n} evaluations has {schedule.nfe}")
-        self._noise = None if noise_schedule is None else NoiseSchedule.from_dict(noise_schedule)
+        self._schedules = read_schedules(schedules)
+        self._noise = read_noise(noise_schedule)
         self._prepared = False
         self._plans: dict[tuple[int, int], list[Plan]] = {}
         self._nfe: int | None = None
@@ -326,21 +325,3 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         """Number of labels that the network knows."""
         return int(self.config.num_train_timesteps)
-
-
-def plain_sigmas(sigmas: Sequence[float] | Tensor) -> int:
-    """Number n of the sigmas 1, 1 - 1/n, .. 1/n.
-
-    Raises:
-        ValueError: For others.
-    """
-    values = np.asarray(sigmas, np.float64)
-    if (
-        values.ndim != 1
-        or not len(values)
-        or np.abs(values - np.linspace(1, 1 / len(values), len(values))).max() > 1e-6
-    ):
-        raise ValueError(
-            "a searched schedule has times of its own: give num_inference_steps in place of sigmas"
-        )
-    return len(values)
