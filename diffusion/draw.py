@@ -232,7 +232,8 @@ def check_network(scheduler: SearchedScheduler, config: Mapping[str, Any]) -> No
     """Make sure that solver schedules are for the network of a scheduler's configuration.
 
     Raises:
-        ValueError: If the prediction, or alpha and sigma at the label of a node, are different ones.
+        ValueError: If the prediction, or alpha and sigma at a node, are different ones. These are known by
+            the time of the node, or by its label, which refinement may have moved away.
     """
     from thalweg.diffusion.from_diffusers import KINDS
 
@@ -248,7 +249,10 @@ def check_network(scheduler: SearchedScheduler, config: Mapping[str, Any]) -> No
                 continue
             label = node.t if node.label is None else node.label
             alpha, sigma = level_of_label(values, float(label or 0.0))
-            if max(abs(alpha - node.alpha), abs(sigma - node.sigma)) > TOLERANCE:
+            known = [(alpha, sigma)]
+            if node.t is not None:
+                known.append((float(noise.alpha(node.t)), float(noise.sigma(node.t))))
+            if min(max(abs(a - node.alpha), abs(s - node.sigma)) for a, s in known) > TOLERANCE:
                 raise ValueError(
                     f"the schedule for {nfe} evaluations is for another noise schedule: at node {i} (label"
                     f" {label:g}) it has alpha {node.alpha:.4f} and sigma {node.sigma:.4f}, the pipeline's"

@@ -1,5 +1,6 @@
 """Times of a schedule in pipelines of flows that shift theirs, or pass sigmas: they stay its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from pipeline_schedules import STEPS, nodes_of, searched, wrapped
 from tiny_pipelines import build, inputs, vae
 
-from thalweg.diffusion.draw import choose_scheduler
+from thalweg.diffusion.draw import choose_scheduler, scheduler_of
 from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.solvers.named import named
 
@@ -72,6 +73,17 @@ def test_stable_diffusion_3_with_dynamic_shifting(tmp_path: Path) -> None:
     pipe.scheduler = wrapped(named("flow_euler", nodes_of(theirs)), theirs)
     np.testing.assert_allclose(draw(), expected, rtol=0, atol=2e-4)
     np.testing.assert_array_equal(draw(mu=0.2), draw())
+
+
+def test_labels_that_were_moved_from_their_times_are_taken_and_others_are_not(tmp_path: Path) -> None:
+    """Refinement with offsets tells the network other labels than those of the nodes."""
+    pipe = build("sd", tmp_path)
+    schedule = searched(pipe.scheduler).schedules[STEPS]
+    moved = [node if i else replace(node, label=node.label - 9) for i, node in enumerate(schedule.nodes)]
+    scheduler_of(pipe.scheduler.config, [replace(schedule, nodes=tuple(moved))])
+    without = [replace(node, t=None) for node in moved]
+    with pytest.raises(ValueError, match=r"is for another noise schedule: at node 0 \(label 990\)"):
+        scheduler_of(pipe.scheduler.config, [replace(schedule, nodes=tuple(without))])
 
 
 def test_a_broken_file_is_named_when_a_scheduler_is_chosen(tmp_path: Path) -> None:
