@@ -72,6 +72,8 @@ class SearchedScheduler(StoredScheduler, ConfigMixin):
             raise ValueError(f"prediction_type is {prediction_type!r}, allowed: {', '.join(OUTPUTS)}")
         self._schedules = read_schedules(schedules)
         self._noise = read_noise(noise_schedule)
+        if prediction_type == "edm" and not isinstance(self._noise, EDM):
+            raise ValueError("prediction_type edm needs the noise_schedule of its network, of kind edm")
         self._prepared = False
         self._plans: dict[tuple[int, int], list[Plan]] = {}
         self._nfe: int | None = None

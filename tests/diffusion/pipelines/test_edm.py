@@ -118,6 +118,8 @@ def test_networks_of_another_kind_are_refused(tmp_path: Path) -> None:
         ValueError, match="the schedule is for networks of edm, but the pipeline's gives epsilon"
     ):
         check_network(made, pipe.scheduler.config)
+    with pytest.raises(ValueError, match="prediction_type edm needs the noise_schedule of its network"):
+        SearchedScheduler.from_schedules(list(made.schedules.values()), prediction_type="edm")
     other = EDMEulerScheduler(**RANGE, sigma_data=0.7)
     with pytest.raises(ValueError, match="is for another noise schedule: at node 0"):
         check_network(made, dict(other.config))
