@@ -20,6 +20,7 @@ Shapes: B samples, C channels, ... space, M values of lambda, K = C channels or 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from thalweg.diffusion.parameterization import Kind, to_noise
 from thalweg.diffusion.schedules import NoiseSchedule
+from thalweg.diffusion.solvers.schedule import SolverSchedule, Step
 from thalweg.diffusion.solvers.v3 import V3Tables
 
 Array = NDArray[np.float64]
@@ -95,6 +97,21 @@ def estimate_ems(
     if not by_channel:
         return V3Tables(lam=tuple(table.tolist()), l=l_KM[0], s=s_KM[0], b=b_KM[0])
     return V3Tables(lam=tuple(table.tolist()), l=l_KM, s=s_KM, b=b_KM)
+
+
+def with_tables(schedule: SolverSchedule, tables: V3Tables) -> SolverSchedule:
+    """The same nodes and orders with the prediction v3, in steps of noise or data that the tables cover."""
+
+    def covered(step: Step, i: int) -> bool:
+        again = () if step.corrector is None else step.corrector.derivatives
+        used = {step.start, i + 1, *(p for d in (*step.derivatives, *again) for p in d.nodes)}
+        return all(tables.covers(schedule.nodes[p].lam) for p in used)
+
+    steps = [
+        replace(step, prediction="v3") if step.prediction in ("noise", "data") and covered(step, i) else step
+        for i, step in enumerate(schedule.steps)
+    ]
+    return replace(schedule, steps=tuple(steps), v3=tables)
 
 
 def default_lam(noise: NoiseSchedule, entries: int = ENTRIES) -> Array:

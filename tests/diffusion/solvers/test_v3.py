@@ -15,7 +15,7 @@ from torch import Tensor
 
 from thalweg.diffusion.schedules import VPLinear
 from thalweg.diffusion.solvers.adams import adams
-from thalweg.diffusion.solvers.ems import estimate_ems
+from thalweg.diffusion.solvers.ems import estimate_ems, with_tables
 from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.sample import sample
 from thalweg.diffusion.solvers.schedule import Node, SolverSchedule, Step
@@ -251,6 +251,16 @@ def test_faulty_tables_are_one_clear_error(change: dict[str, Any], message: str)
     values["v3"] |= change
     with pytest.raises(ValueError, match=message):
         SolverSchedule.from_dict(values)
+
+
+def test_steps_take_tables_where_these_reach() -> None:
+    """Not from pure noise, not to pure data, and not beyond the tables."""
+    grid = [Node(alpha=0.0, sigma=1.0), *vp_nodes(4, -3.0, 3.0), Node(alpha=1.0, sigma=0.0)]
+    made = with_tables(adams(grid, order=2), TABLES)
+    assert [step.prediction for step in made.steps] == ["data", "data", "data", "v3", "v3", "data"]
+    made.compile()
+    inside = adams(vp_nodes(4, -1.9, 3.0), order=3, corrector=True)
+    assert with_tables(inside, TABLES) == v3(inside, TABLES)
 
 
 def test_v3_needs_finite_lambda() -> None:
