@@ -98,7 +98,7 @@ def test_golden_medians_of_ddim_on_every_grid(name: str) -> None:
 
 
 # A time shift needs times of at most one.
-PAIRS = [(kind, name) for kind in SCHEDULES for name in GRIDS if (kind, name) != ("ve", "shift")]
+PAIRS = [(kind, name) for kind in SCHEDULES for name in GRIDS if name != "shift" or kind not in ("ve", "edm")]
 
 
 @pytest.mark.parametrize(("kind", "name"), PAIRS)
@@ -238,6 +238,7 @@ def test_dmn_is_quick_and_the_same_each_time() -> None:
 
 
 @settings(max_examples=10)
+@settings(deadline=None)
 @given(shift=st.floats(0.3, 5.0))
 def test_a_shift_of_lambda_and_its_ends_keeps_the_first_order_pixel_grid(shift: float) -> None:
     # sigma / alpha = e^-lambda, so a translation changes no term of the bound.
