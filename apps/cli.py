@@ -32,6 +32,10 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
     ),
     "gains": ("thalweg.apps.gains:gains", "efficiency and accuracy gains from scaling curves"),
     "search": ("thalweg.apps.search:search", "the best few-step solver schedules of an image pipeline"),
+    "refine": (
+        "thalweg.apps.refine:refine",
+        "descend the Frechet distance of a searched scheduler's images",
+    ),
     "sample": ("thalweg.apps.sample:sample", "images from a diffusers pipeline and any scheduler"),
     "export": (
         "thalweg.apps.export:export",
@@ -45,7 +49,7 @@ OTHERWISE = {"evaluate": ("--pipeline", "thalweg.apps.quality:evaluate_pipeline"
 # verbs whose only positional word may be left out, and the option it stands for
 BARE_WORD = {"apps": "--name"}
 # commands that continue where they were stopped when they are given again
-CONTINUING = ("thalweg data generate", "thalweg demo", "thalweg search")
+CONTINUING = ("thalweg data generate", "thalweg demo", "thalweg search", "thalweg refine")
 TRAINER = {
     "fit": "train or fine-tune (--app NAME | --config FILE ... | --resume RUN)",
     "validate": "run the validation set",

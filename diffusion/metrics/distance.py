@@ -33,17 +33,23 @@ def frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
     |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2), which is symmetric positive semidefinite
     inside, so that no complex root is met.
     """
+    return max(0.0, float(squared_frechet(a, b)))
+
+
+def squared_frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    """The same as a tensor, which differentiates by the second Gaussian; rounding may take it below 0."""
     (mean_a, cov_a), (mean_b, cov_b) = a, b
     values, vectors = torch.linalg.eigh(cov_a)
     root = (vectors * _without_rounding(values).sqrt()) @ vectors.T
-    inner = _without_rounding(torch.linalg.eigvalsh(root @ cov_b @ root))
+    inner = torch.linalg.eigvalsh(root @ cov_b @ root)
+    inner = inner[_without_rounding(inner) > 0]  # the root of 0 has no derivative
     shift = (mean_a - mean_b).square().sum()
-    return max(0.0, float(shift + cov_a.trace() + cov_b.trace() - 2 * inner.sqrt().sum()))
+    return shift + cov_a.trace() + cov_b.trace() - 2 * inner.sqrt().sum()
 
 
 def _without_rounding(values: Tensor) -> Tensor:
     """Eigenvalues with nought for those that are rounding errors, which a square root would make large."""
-    least = len(values) * torch.finfo(values.dtype).eps * float(values.abs().max())
+    least = len(values) * torch.finfo(values.dtype).eps * float(values.detach().abs().max())
     return torch.where(values > least, values, 0.0)
 
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from thalweg.diffusion.s3.examples import Denoiser, Examples, distances, evaluate
+from thalweg.diffusion.s3.examples import Denoiser, Examples, evaluate
+from thalweg.diffusion.s3.goals import Distance, Goal, Loss
 from thalweg.diffusion.s3.parameters import Parameters
 from thalweg.diffusion.solvers.linear import LinearSchedule
 from thalweg.diffusion.solvers.sample import first_prediction
-
-Loss = Literal["l2", "mse", "log"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +117,16 @@ class Descent:
         settings: Settings,
         mean: Tensor | None,
         generator: torch.Generator,
+        goal: Goal | None = None,
     ) -> None:
         self.parameters, self.denoiser, self.mean = parameters, denoiser, mean
         self.train, self.validation, self.settings = train, validation, settings
-        self.generator = generator
+        self.generator, self.goal = generator, goal or Distance(settings.loss)
         self.nfe = len(parameters.nodes) - 1 - (parameters.first != "network")
         self.calls = 0
 
     def adam(self, rate: float, iterations: int) -> tuple[LinearSchedule | None, float, int]:
-        """Best sampler on the validation starts, its median, and the iteration it came from."""
+        """Best sampler on the validation starts, how it is judged, and the iteration it came from."""
         settings = self.settings
         free = [p for p in self.parameters.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(free, lr=rate)
@@ -141,7 +141,9 @@ class Descent:
             schedule = freeze(self.parameters)
             if schedule is None:
                 break
-            error = evaluate(schedule, self.denoiser, self.validation, settings.batch_size, self.mean)
+            error = evaluate(
+                schedule, self.denoiser, self.validation, settings.batch_size, self.mean, self.goal.judge
+            )
             self.calls += self.nfe * len(self.validation)
             waited += 1
             if error < best_error:
@@ -157,7 +159,7 @@ class Descent:
             batch = batch.pick(torch.randperm(len(batch), generator=self.generator)[:size])
         x = rollout(self.parameters, self.denoiser, batch, recompute=self.settings.checkpoint, mean=self.mean)
         self.calls += self.nfe * len(batch)
-        loss = loss_of(distances(x, batch.target), self.settings.loss)
+        loss = self.goal.loss(x, batch.target)
         gradients = torch.autograd.grad(loss, free)
         if not all(bool(torch.isfinite(g).all()) for g in gradients):
             return False
@@ -165,13 +167,6 @@ class Descent:
             p.grad = g
         optimizer.step()
         return True
-
-
-def loss_of(distance_B: Tensor, kind: Loss) -> Tensor:
-    """One number of the distances."""
-    if kind == "mse":
-        return (distance_B**2).mean()
-    return distance_B.mean() if kind == "l2" else distance_B.clamp_min(1e-12).log().mean()
 
 
 def freeze(parameters: Parameters) -> LinearSchedule | None:

@@ -59,14 +59,21 @@ def evaluate(
     examples: Examples,
     batch_size: int | None = None,
     mean: Tensor | None = None,
+    judge: Callable[[Tensor, Tensor], float] | None = None,
 ) -> float:
-    """Median distance between the sampler's results and the ends; infinite if one is not a number."""
+    """Median distance between the sampler's results and the ends, or another number of them.
+
+    Infinite if one is not a number.
+    """
     found = []
     with torch.no_grad():
         for part in _parts(examples, batch_size):
-            state = sample(sampler, _at_node(denoiser, part.condition), part.x_T, mean)[-1]
-            found.append(distances(state, part.target))
-    return _median(torch.cat(found))
+            found.append(sample(sampler, _at_node(denoiser, part.condition), part.x_T, mean)[-1])
+    results = torch.cat(found)
+    if not bool(torch.isfinite(results).all()):
+        return math.inf
+    value = median(distances(results, examples.target)) if judge is None else judge(results, examples.target)
+    return value if math.isfinite(value) else math.inf
 
 
 def distances(x: Tensor, target: Tensor) -> Tensor:
@@ -95,6 +102,6 @@ def _parts(examples: Examples, size: int | None) -> list[Examples]:
     return [examples.pick(slice(k, k + size)) for k in range(0, len(examples), size)]
 
 
-def _median(distance_B: Tensor) -> float:
-    middle = float(distance_B.to(torch.float64).quantile(0.5))
-    return middle if math.isfinite(middle) and bool(torch.isfinite(distance_B).all()) else math.inf
+def median(distance_B: Tensor) -> float:
+    """Median of distances."""
+    return float(distance_B.to(torch.float64).quantile(0.5))

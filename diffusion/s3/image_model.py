@@ -132,7 +132,8 @@ class ImageSampler:
         dtype: str = "float32",
     ) -> None:
         pipeline = load_pipeline(folder, dtype).to(device)
-        pipeline.unet.requires_grad_(False)
+        # Convolutions take half the time so on a CPU.
+        pipeline.unet.requires_grad_(False).to(memory_format=torch.channels_last)
         self.noise, kind = network_of(pipeline.scheduler.config)
         if self.noise.data_scale != 1:
             raise ValueError(f"{folder} has a network of EDM; draw it through its pipeline (PipelineSampler)")

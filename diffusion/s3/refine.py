@@ -2,8 +2,9 @@
 
 The sampler is run on starts whose ends a teacher gave, and all of its free numbers (see
 :mod:`thalweg.diffusion.s3.parameters`) follow the gradient of the mean distance, as in NeuralSolver
-(arXiv 2505.21114) and S4S (arXiv 2502.17423). What is kept is judged by the median distance on other starts,
-which were not trained on, and is never worse there than what was started from.
+(arXiv 2505.21114) and S4S (arXiv 2502.17423), or of another goal (:mod:`thalweg.diffusion.s3.goals`). What
+is kept is judged by the median distance, or what the goal says, on other starts, which were not trained on,
+and is never worse there than what was started from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from thalweg.diffusion.s3.descent import Descent, Settings, jitter
 from thalweg.diffusion.s3.examples import Denoiser, Examples, evaluate
+from thalweg.diffusion.s3.goals import Distance, Goal
 from thalweg.diffusion.s3.parameters import Parameters
 from thalweg.diffusion.schedules import NoiseSchedule
 from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule
@@ -30,7 +32,7 @@ class Refined:
     schedule: LinearSchedule
     """The best sampler on the validation starts; where nothing was better, the best start as weights."""
     error: float
-    """Its median distance there."""
+    """Its median distance there, or how the goal judges it."""
     start_error: float
     """That of the best start."""
     evaluations: int
@@ -54,6 +56,7 @@ def refine(
     noise_schedule: NoiseSchedule | None = None,
     settings: Settings | None = None,
     mean: Tensor | None = None,
+    goal: Goal | None = None,
 ) -> Refined:
     """Refine samplers, and keep the best.
 
@@ -65,6 +68,7 @@ def refine(
         noise_schedule: The network's, for its labels; without it the denoiser is given None.
         settings: How.
         mean: Mean of the data, for samplers whose first step uses it.
+        goal: What is descended and judged by; by default the distance to the ends, as the settings say.
 
     Raises:
         ValueError: If nodes follow no known rule, or there are no starts.
@@ -73,7 +77,7 @@ def refine(
     samplers = list(starts) if isinstance(starts, Sequence) else [starts]
     if not samplers:
         raise ValueError("there is nothing to refine")
-    work = _Refinement(denoiser, train, validation, noise_schedule, settings or Settings(), mean)
+    work = _Refinement(denoiser, train, validation, noise_schedule, settings or Settings(), mean, goal)
     begin = sorted((work.judge(sampler), i) for i, sampler in enumerate(samplers))
     start_error, first = begin[0]
     found = work.search([(i, samplers[i]) for _, i in begin])
@@ -105,17 +109,20 @@ class _Refinement:
         noise_schedule: NoiseSchedule | None,
         settings: Settings,
         mean: Tensor | None,
+        goal: Goal | None,
     ) -> None:
         self.denoiser, self.train, self.validation, self.mean = denoiser, train, validation, mean
         self.noise_schedule, self.settings = noise_schedule, settings
+        self.goal = goal or Distance(settings.loss)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.runs: list[dict[str, Any]] = []
         self.calls = 0
 
     def judge(self, sampler: Compilable) -> float:
-        """Median distance on the validation starts."""
+        """Median distance on the validation starts, or what the goal says."""
         self.calls += _nfe(sampler) * len(self.validation)
-        return evaluate(sampler, self.denoiser, self.validation, self.settings.batch_size, self.mean)
+        size, judge = self.settings.batch_size, self.goal.judge
+        return evaluate(sampler, self.denoiser, self.validation, size, self.mean, judge)
 
     def search(self, samplers: list[tuple[int, Compilable]]) -> Found | None:
         """Best of all runs; after short ones from all starts if there are more than are to be kept."""
@@ -148,6 +155,7 @@ class _Refinement:
                     self.settings,
                     self.mean,
                     self.generator,
+                    self.goal,
                 )
                 schedule, error, at = run.adam(rate, iterations)
                 self.calls += run.calls

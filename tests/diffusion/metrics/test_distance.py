@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from thalweg.diffusion.metrics.distance import frechet, gaussian, jackknife, polynomial_mmd
+from thalweg.diffusion.metrics.distance import (
+    frechet,
+    gaussian,
+    jackknife,
+    polynomial_mmd,
+    squared_frechet,
+)
 from thalweg.diffusion.metrics.quality import fid, kid
 
 FEATURES = 12
@@ -42,6 +48,15 @@ def test_the_closed_form_holds_for_covariances_without_full_rank() -> None:
     assert found > 0
     assert found == pytest.approx(frechet(gaussian(b), gaussian(a)), rel=1e-6)
     assert frechet(gaussian(a), gaussian(a)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [40, 6])  # more samples than features, and fewer
+def test_the_closed_form_differentiates_by_the_second_set(count: int) -> None:
+    real, x = gaussian(draw(300, 0)), draw(count, 1, shift=0.3).requires_grad_()
+    (slope,) = torch.autograd.grad(squared_frechet(real, gaussian(x)), x)
+    way = draw(count, 2)
+    after, before = (frechet(real, gaussian((x + h * way).detach())) for h in (1e-5, -1e-5))
+    assert (after - before) / 2e-5 == pytest.approx(float((slope * way).sum()), rel=1e-5)
 
 
 def test_distances_grow_with_what_is_wrong() -> None:
