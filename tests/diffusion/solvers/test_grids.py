@@ -237,8 +237,7 @@ def test_dmn_is_quick_and_the_same_each_time() -> None:
     assert nodes(VPDiscrete(), 20, "dmn") == once
 
 
-@settings(max_examples=10)
-@settings(deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(shift=st.floats(0.3, 5.0))
 def test_a_shift_of_lambda_and_its_ends_keeps_the_first_order_pixel_grid(shift: float) -> None:
     # sigma / alpha = e^-lambda, so a translation changes no term of the bound.
