@@ -46,6 +46,13 @@ def open_pipeline(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPip
     from thalweg.diffusion.pipeline import ClassImagePipeline
 
     folder = Path(name)
+    if folder.suffix == ".ckpt":
+        raise ValueError(f"{name} is a checkpoint: thalweg export --ckpt {name} --to FOLDER makes a pipeline")
+    if folder.is_file():
+        raise ValueError(
+            f"{name} is a file; from_single_file(...).save_pretrained(FOLDER) of its class in "
+            "diffusers makes a folder of it"
+        )
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(f"{name} is no pipeline's folder: it has no model_index.json")
     if not folder.exists() and (folder.is_absolute() or name.count("/") != 1 or name.startswith(".")):

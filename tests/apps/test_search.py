@@ -87,3 +87,8 @@ def test_a_folder_without_a_pipeline_is_named(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stop:
         main(["search", f"--model={tmp_path}"])
     assert "is no pipeline's folder" in str(stop.value.code) + capsys.readouterr().err
+    for name, advice in (("last.ckpt", "thalweg export --ckpt"), ("model.safetensors", "save_pretrained")):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(SystemExit) as stop:
+            main(["search", f"--model={tmp_path / name}"])
+        assert advice in str(stop.value.code) + capsys.readouterr().err
