@@ -2,10 +2,11 @@
 
     python benchmarks/s3_images.py PIPELINE SCHEDULER --nfe 5 6 8 10 --samples 1000 --seeds 0 1 2
 
-PIPELINE is the folder of a DDPMPipeline or a ClassImagePipeline, SCHEDULER the one of ``thalweg search``.
-Each class of diffusers is represented by its variant (order, grid, end) with the least error on noises of its
-own; so the library, too, is chosen for the network. Then everything draws from the same fresh noises, and
-there are three numbers, each with its mean over the seeds and the deviation between them:
+PIPELINE is the folder of a DDPMPipeline or a ClassImagePipeline, SCHEDULER the one of ``thalweg search`` or
+``thalweg refine``. Each class of diffusers is represented by two of its variants (order, grid, end), chosen
+on noises of their own, as ours were: that with the least error, and that with the least FD among the best by
+error. Then everything draws from the same fresh noises, and there are three numbers, each with its mean over
+the seeds and the deviation between them:
 
 - error: median distance (L2 of pixels in [-1, 1]) to the end of a teacher of 60 evaluations;
 - clean: the same to the teacher's data prediction at its end, since the end keeps a trace of noise;
@@ -26,9 +27,10 @@ import torch
 from torch import Tensor
 
 from thalweg.diffusion.from_diffusers import network_of
-from thalweg.diffusion.library import library_schedulers, run_library, sample_with
-from thalweg.diffusion.s3.compare import rivals
+from thalweg.diffusion.library import LibraryScheduler, library_schedulers, sample_with
+from thalweg.diffusion.s3.compare import ends, ranked
 from thalweg.diffusion.s3.image_model import TEACHER_END, image_objective
+from thalweg.diffusion.s3.objective import TeacherError
 from thalweg.diffusion.solvers.schedule import Node
 from thalweg.diffusion.solvers.scheduler import SearchedScheduler
 
@@ -89,32 +91,73 @@ def features_of(arguments: argparse.Namespace, size: int, channels: int) -> Any:
     return distance
 
 
-def rows_of(arguments: argparse.Namespace, judges: list[Judge], ours: SearchedScheduler, nfe: int) -> Any:
-    """Numbers of ours and of the best variant of each class, by name, one entry per seed."""
+def chosen(
+    arguments: argparse.Namespace, pipeline: Any, few: TeacherError, features: Any, nfe: int
+) -> list[LibraryScheduler]:
+    """The best variants of each class, by error and by FD, on noises of their own."""
+    scale = {"guidance_scale": arguments.guidance_scale}
+    found = []
+    for entries in ranked(pipeline, few, nfe, screen=arguments.screen, **scale).values():
+        names = {entries[0].name: entries[0]}
+        if features is not None:
+            some = [(ends(e, pipeline, few, nfe, **scale), e) for e in entries[: arguments.finalists]]
+            best = min((features(end), i) for i, (end, _) in enumerate(some) if end is not None)[1]
+            names[some[best][1].name] = some[best][1]
+        found += names.values()
+    return found
+
+
+def rows_of(
+    arguments: argparse.Namespace,
+    judges: list[Judge],
+    few: TeacherError,
+    ours: SearchedScheduler,
+    nfe: int,
+    known: dict[str, list[dict[str, float]]],
+) -> dict[str, list[dict[str, float]]]:
+    """Numbers of ours and of the chosen variants of each class, by name, one entry per seed.
+
+    Those of the library that are known are not measured again.
+    """
     pipeline, batch = judges[0].denoiser.pipeline, arguments.batch
-    options = {"guidance_scale": arguments.guidance_scale}
-    few = image_objective("cpu", arguments.pipeline, arguments.screen, FRESH - 1, **options)
-    best = rivals(pipeline, few, nfe, screen=arguments.screen, **options)
+    rivals = chosen(arguments, pipeline, few, judges[0].features, nfe)
     table: dict[str, list[dict[str, float]]] = {}
     for judge in judges:
         goal = judge.objective
-        parts = [slice(i, i + goal.batch) for i in range(0, len(goal), batch)]
+        parts = [slice(i, i + batch) for i in range(0, len(goal), batch)]
         labels = judge.denoiser.labels
         if nfe in ours.schedules:
             network = judge.denoiser.network
             some = [None if labels is None else labels[rows] for rows in parts]
             pairs = zip(parts, some, strict=True)
-            ends = [sample_with(ours, network, goal.x_T[rows], part, nfe) for rows, part in pairs]
-            table.setdefault(OURS, []).append(judge(torch.cat(ends)))
-        for rival in best:
-            try:
-                given = {"nfe": nfe, "seed": judge.seed, "batch": batch, **options}
-                end = run_library(rival.name, pipeline, goal.x_T, labels, **given)
-            except ArithmeticError as error:
-                print(f"left out: {error}", file=sys.stderr)
+            drawn = [sample_with(ours, network, goal.x_T[rows], part, nfe) for rows, part in pairs]
+            table.setdefault(OURS, []).append(judge(torch.cat(drawn)))
+        for entry in rivals:
+            if entry.name in known:
+                table[entry.name] = known[entry.name]
                 continue
-            table.setdefault(rival.name, []).append(judge(end))
+            given = {"guidance_scale": arguments.guidance_scale, "seed": judge.seed}
+            end = ends(entry, pipeline, goal, nfe, **given)
+            if end is None:
+                print(f"left out: {entry.name}", file=sys.stderr)
+                continue
+            table.setdefault(entry.name, []).append(judge(end))
     return {name: numbers for name, numbers in table.items() if len(numbers) == len(judges)}
+
+
+def earlier(arguments: argparse.Namespace) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Numbers that the file holds, by number of evaluations and name.
+
+    Raises:
+        ValueError: If they were made in another way.
+    """
+    if not (arguments.json and Path(arguments.json).is_file()):
+        return {}
+    report = json.loads(Path(arguments.json).read_text())
+    for name in ("pipeline", "samples", "seeds", "guidance_scale", "images", "features"):
+        if report["arguments"][name] != getattr(arguments, name):
+            raise ValueError(f"{arguments.json} was made with {name} {report['arguments'][name]}")
+    return report["numbers"]
 
 
 def show(nfe: int, table: dict[str, list[dict[str, float]]], teacher: list[dict[str, float]]) -> None:
@@ -142,12 +185,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 6, 8, 10])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--screen", type=int, default=32, help="noises on which variants are compared")
+    parser.add_argument("--screen", type=int, default=8, help="noises on which variants are compared")
+    parser.add_argument("--finalists", type=int, default=8, help="variants of a class compared by FD")
+    parser.add_argument("--screen-fd", type=int, default=64, help="noises on which those are compared")
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     parser.add_argument("--images", default="mnist5k", help="real images, for FD; none for no FD")
     parser.add_argument("--features", default="classifier")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--json", help="file for all numbers")
+    parser.add_argument("--json", help="file for all numbers; those of the library in it are not made again")
     arguments = parser.parse_args(argv)
     ours = SearchedScheduler.from_pretrained(arguments.scheduler)
     start = time.perf_counter()
@@ -162,11 +207,15 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{arguments.samples} samples, seeds {arguments.seeds}, {count} variants in the library")
     teacher = [judge(judge.clean) for judge in judges]
     found: dict[str, Any] = {}
+    count, scale = max(arguments.screen, arguments.screen_fd), {"guidance_scale": arguments.guidance_scale}
+    few = image_objective("cpu", arguments.pipeline, count, FRESH - 1, batch=arguments.batch, **scale)
+    known = earlier(arguments)
     for nfe in arguments.nfe:
-        found[str(nfe)] = rows_of(arguments, judges, ours, nfe)
+        found[str(nfe)] = rows_of(arguments, judges, few, ours, nfe, known.get(str(nfe), {}))
         show(nfe, found[str(nfe)], teacher)
         if arguments.json:
-            report = {"arguments": vars(arguments), "teacher": teacher, "numbers": found}
+            numbers = {**known, **found}
+            report = {"arguments": vars(arguments), "teacher": teacher, "numbers": numbers}
             Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{time.perf_counter() - start:.0f} s")
 

@@ -58,6 +58,40 @@ def rivals(
     Raises:
         ValueError: For an unknown class or a number of variants below 1.
     """
+    order = ranked(
+        pipeline,
+        objective,
+        nfe,
+        guidance_scale=guidance_scale,
+        screen=screen,
+        families=families,
+        most=most,
+        report=report,
+    )
+    found = []
+    for family, entries in order.items():
+        end = ends(entries[0], pipeline, objective, nfe, guidance_scale=guidance_scale)
+        if end is not None:
+            score = summarise(_distance(end, objective.target))
+            found.append(Rival(family=family, name=entries[0].name, score=score, variants=len(entries)))
+    return sorted(found, key=lambda rival: rival.score.value)
+
+
+def ranked(
+    pipeline: Any,
+    objective: TeacherError,
+    nfe: int,
+    *,
+    guidance_scale: float = 1.0,
+    screen: int = 20,
+    families: Sequence[str] | None = None,
+    most: int | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, list[LibraryScheduler]]:
+    """Variants of every class that can make so many evaluations, by their error on a few starts, best first.
+
+    The arguments are those of :func:`rivals`.
+    """
     table: dict[str, list[LibraryScheduler]] = {}
     for entry in library_schedulers(pipeline.scheduler.config).values():
         table.setdefault(entry.family.removesuffix("Scheduler"), []).append(entry)
@@ -65,23 +99,19 @@ def rivals(
         raise ValueError(f"unknown scheduler {', '.join(sorted(unknown))}; allowed: {', '.join(table)}")
     if most is not None and most < 1:
         raise ValueError(f"variants is {most}, allowed: 1 and more")
-    found = []
+    found = {}
     for family in families or table:
-        entries = spread(table[family], most)
         if report is not None:
             report(family)
-
-        def judge(entry: LibraryScheduler, count: int) -> Score | None:
-            return _score(entry, pipeline, objective, nfe, guidance_scale, count)
-
-        few = [(score.value, i) for i, e in enumerate(entries) if (score := judge(e, screen))]
-        if not few:
-            continue
-        best = entries[min(few)[1]]
-        score = judge(best, len(objective))
-        if score is not None:
-            found.append(Rival(family=family, name=best.name, score=score, variants=len(few)))
-    return sorted(found, key=lambda rival: rival.score.value)
+        scored = []
+        for i, entry in enumerate(spread(table[family], most)):
+            end = ends(entry, pipeline, objective, nfe, guidance_scale=guidance_scale, count=screen)
+            if end is not None:
+                error = summarise(_distance(end, objective.target[: len(end)])).value
+                scored.append((error, i, entry))
+        if scored:
+            found[family] = [entry for _, _, entry in sorted(scored, key=lambda one: one[:2])]
+    return found
 
 
 def spread(entries: Sequence[LibraryScheduler], most: int | None) -> list[LibraryScheduler]:
@@ -93,30 +123,38 @@ def spread(entries: Sequence[LibraryScheduler], most: int | None) -> list[Librar
     return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]
 
 
-def _score(
+def ends(
     entry: LibraryScheduler,
     pipeline: Any,
     objective: TeacherError,
     nfe: int,
-    guidance_scale: float,
-    count: int,
-) -> Score | None:
-    """Score on the first samples; None where the scheduler cannot do it."""
-    count = min(count, len(objective))
+    *,
+    guidance_scale: float = 1.0,
+    count: int | None = None,
+    seed: int = 0,
+) -> Tensor | None:
+    """End states of the first starts; None where the scheduler cannot do it.
+
+    Args:
+        entry: The scheduler.
+        pipeline: That of the network.
+        objective: Starts; its denoiser may have ``labels``.
+        nfe: Network evaluations per sample.
+        guidance_scale: Of classifier-free guidance.
+        count: Starts; all by default.
+        seed: Of the noise that stochastic schedulers add.
+    """
+    count = len(objective) if count is None else min(count, len(objective))
     labels: Tensor | None = getattr(objective.denoiser, "labels", None)
     labels = None if labels is None else labels[:count]
+    options = {"nfe": nfe, "guidance_scale": guidance_scale, "seed": seed, "batch": objective.batch}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice of diffusers on options that it may drop
-            end = run_library(
-                entry,
-                pipeline,
-                objective.x_T[:count],
-                labels,
-                nfe=nfe,
-                guidance_scale=guidance_scale,
-                batch=objective.batch,
-            )
+            return run_library(entry, pipeline, objective.x_T[:count], labels, **options)
     except (ValueError, ArithmeticError, IndexError):
         return None
-    return summarise((end - objective.target[:count]).flatten(1).norm(dim=1))
+
+
+def _distance(end: Tensor, target: Tensor) -> Tensor:
+    return (end - target).flatten(1).norm(dim=1)

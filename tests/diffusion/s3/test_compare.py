@@ -1,0 +1,60 @@
+"""The schedulers of diffusers as rivals: how their variants are chosen and scored."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipeline import save_tiny_pipeline
+
+from thalweg.diffusion.library import library_schedulers
+from thalweg.diffusion.s3.compare import ends, ranked, rivals, spread
+from thalweg.diffusion.s3.image_model import image_objective
+from thalweg.diffusion.s3.objective import TeacherError, summarise
+
+FAMILIES = ("DDIM", "DEISMultistep", "HeunDiscrete")
+
+
+@pytest.fixture(scope="module")
+def objective(tmp_path_factory: pytest.TempPathFactory) -> TeacherError:
+    folder = tmp_path_factory.mktemp("pipeline")
+    save_tiny_pipeline(folder)
+    return image_objective("cpu", str(folder), count=10, teacher_steps=12)
+
+
+def test_a_class_stands_by_the_variant_with_the_least_error_on_the_first_starts(objective: Any) -> None:
+    pipeline = objective.denoiser.pipeline
+    order = ranked(pipeline, objective, 4, screen=6, families=FAMILIES)
+    assert set(order) == {"DDIM", "DEISMultistep"}  # Heun asks the network an odd number of times
+
+    def error(entry: Any, count: int) -> float:
+        end = ends(entry, pipeline, objective, 4, count=count)
+        assert end is not None
+        return summarise((end - objective.target[:count]).flatten(1).norm(dim=1)).value
+
+    for entries in order.values():
+        errors = [error(entry, 6) for entry in entries]
+        assert errors == sorted(errors)
+    found = rivals(pipeline, objective, 4, screen=6, families=FAMILIES)
+    assert {rival.family: rival.name for rival in found} == {k: v[0].name for k, v in order.items()}
+    assert [rival.score.value for rival in found] == sorted(rival.score.value for rival in found)
+    assert found[0].score.value == pytest.approx(error(order[found[0].family][0], 10))
+    assert {rival.family: rival.variants for rival in found} == {k: len(v) for k, v in order.items()}
+
+
+def test_ends_are_none_where_a_scheduler_cannot_do_it(objective: Any) -> None:
+    pipeline = objective.denoiser.pipeline
+    heun = next(e for e in library_schedulers(pipeline.scheduler.config).values() if "Heun" in e.name)
+    assert ends(heun, pipeline, objective, 4) is None
+    end = ends(heun, pipeline, objective, 5, count=3)
+    assert end is not None
+    assert len(end) == 3
+    assert torch.isfinite(end).all()
+
+
+def test_variants_are_thinned_at_equal_distances_and_bad_names_refused(objective: Any) -> None:
+    assert spread(list(range(10)), 4) == [0, 3, 6, 9]
+    assert spread([1, 2], 5) == [1, 2]
+    with pytest.raises(ValueError, match="unknown scheduler Eulr; allowed: DDIM, "):
+        ranked(objective.denoiser.pipeline, objective, 4, families=["Eulr"])
+    with pytest.raises(ValueError, match="variants is 0, allowed: 1 and more"):
+        ranked(objective.denoiser.pipeline, objective, 4, most=0)
