@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.diffusion.schedules import NoiseSchedule
-from thalweg.diffusion.solvers.linear import Compilable, totals
+from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule, totals
 from thalweg.diffusion.solvers.schedule import Node
 
 Family = Literal["preserving", "exploding", "flow"]
@@ -70,7 +70,8 @@ class Parameters(nn.Module):
         offsets: Tell the network labels of other lambdas than those of the nodes, by a free offset each.
 
     Raises:
-        ValueError: If alpha and sigma follow no known rule, or the start is to move from alpha = 0.
+        ValueError: If alpha and sigma follow no known rule, the start is to move from alpha = 0, or the
+            sampler is not exact for constant data (v3 with tables).
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Parameters(nn.Module):
         if offsets and noise_schedule is None:
             raise ValueError("offsets of labels need the noise schedule")
         self._set_nodes(free_end and self.clean_end, free_start)
-        w = start.compile().steps()[1]
+        rows = LinearSchedule.of(start).weights  # refuses what is no such sampler
+        w = np.array([[*row, *[0.0] * (len(rows) - len(row))] for row in rows])
         self.free = nn.ParameterList(_cumulative(row, i) for i, row in enumerate(w))
         self._table = None if noise_schedule is None else _label_table(noise_schedule, start.nodes[0])
         self.offset = nn.Parameter(self._offsets(), requires_grad=offsets)

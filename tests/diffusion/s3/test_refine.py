@@ -18,8 +18,9 @@ from thalweg.diffusion.solvers.grids import nodes
 from thalweg.diffusion.solvers.linear import LinearSchedule, totals
 from thalweg.diffusion.solvers.named import named
 from thalweg.diffusion.solvers.sample import sample
-from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
+from thalweg.diffusion.solvers.schedule import Node, SolverSchedule, Step
 from thalweg.diffusion.solvers.scheduler import SearchedScheduler
+from thalweg.diffusion.solvers.v3 import V3
 from thalweg.diffusion.toy import GaussianMixture, exact_states
 
 NOISES = [VPLinear(), VPCosine(), VPDiscrete(), VE(), Flow(shift=3.0)]
@@ -271,6 +272,11 @@ def test_faults_are_named() -> None:
         Parameters(start(noise), offsets=True)
     with pytest.raises(ValueError, match=r"cannot move; set free_start=False"):
         Parameters(start(Flow()), free_start=True)
+    levels = nodes(noise, 3, "karras")
+    steps = tuple(Step(start=i, prediction="v3", order=1) for i in range(2))
+    tilted = SolverSchedule(nodes=tuple(levels[:3]), steps=steps, v3=V3(l=0.5, s=-0.2))
+    with pytest.raises(ValueError, match="sum"):
+        Parameters(tilted)
     with pytest.raises(ValueError, match="nodes follow no known rule"):
         family_of([Node(alpha=0.5, sigma=2.0), Node(alpha=0.9, sigma=0.3)])
 
