@@ -27,7 +27,7 @@ def refine(
     images: str = "mnist5k",
     features: str = "classifier",
     weights: str | None = None,
-    weight: float = 0.07,
+    weight: float = 0.13,
     iterations: int = 36,
     learning_rate: float = 0.02,
     examples: int = 600,

@@ -84,8 +84,9 @@ def search(
         workers: Workers that evaluate, each with a copy of the model.
         devices: Device of each worker, in turn.
         pool_options: More arguments of the pool, such as address (ray) or cluster (submitit).
-        compare: Judge the schedulers of diffusers on the same noises, where the pipeline draws pixels.
-        variants: Variants (order, grid, end) of each scheduler of diffusers to try; all if left out.
+        compare: Judge the schedulers of diffusers on the same noises.
+        variants: Variants (order, grid, end) of each scheduler of diffusers to try; all if left out, four
+            where the pipeline makes latents.
         seed: Seed of the search and of the noises.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 SCREEN = 20
 """Samples on which the variants of a class are compared."""
+LATENT_VARIANTS = 4
+"""Most variants of a class for pipelines that are black boxes, which take long, unless more are asked for."""
 
 
 def compare_all(
@@ -18,23 +21,20 @@ def compare_all(
 ) -> dict[str, dict[str, Any]]:
     """Teacher errors of ours and of the best variant of every class of diffusers, by evaluations.
 
-    Nothing for pipelines that do not draw pixels: the known solvers on plain grids are the bar there.
+    Variants that are not limited are limited to LATENT_VARIANTS of a class where the pipeline is a black box.
     """
     from rich.progress import Progress
 
     from thalweg.apps.search_task import TEST
     from thalweg.diffusion.s3.compare import rivals
-    from thalweg.diffusion.s3.image_model import image_objective
-    from thalweg.diffusion.s3.samplers import draws_pixels
+    from thalweg.diffusion.s3.objectives import teacher
+    from thalweg.diffusion.s3.samplers import draws_pixels, open_sampler
 
-    if not draws_pixels(task.model):
-        print("the schedulers of diffusers are compared for pipelines of pixels only")
-        return {}
-    scale = 1.0 if task.options["guidance_scale"] is None else task.options["guidance_scale"]
-    steps = {k: v for k, v in task.options.items() if k == "teacher_steps"}
-    objective = image_objective(
-        device, task.model, count=task.fresh, seed=task.seed + TEST, guidance_scale=scale, **steps
-    )
+    known = {"teacher_steps", *inspect.signature(open_sampler).parameters}
+    options = {name: value for name, value in task.options.items() if name in known}
+    objective = teacher(device, **options, count=task.fresh, seed=task.seed + TEST)
+    if variants is None and not draws_pixels(task.model):
+        variants = LATENT_VARIANTS
     found = {}
     with Progress() as bar:
         job = bar.add_task("schedulers of diffusers", total=None)
@@ -45,10 +45,8 @@ def compare_all(
         for schedule in schedules:
             score = objective(schedule)
             others = rivals(
-                objective.denoiser.pipeline,  # type: ignore[attr-defined]
                 objective,
                 schedule.nfe,
-                guidance_scale=scale,
                 screen=min(SCREEN, task.fresh),
                 most=variants,
                 report=told(schedule.nfe),

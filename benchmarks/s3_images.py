@@ -29,8 +29,9 @@ from torch import Tensor
 from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.library import LibraryScheduler, library_schedulers, sample_with
 from thalweg.diffusion.s3.compare import ends, ranked
-from thalweg.diffusion.s3.image_model import TEACHER_END, image_objective
-from thalweg.diffusion.s3.objective import TeacherError
+from thalweg.diffusion.s3.image_model import TEACHER_END
+from thalweg.diffusion.s3.objectives import teacher as teacher_objective
+from thalweg.diffusion.s3.samplers import SampleObjective
 from thalweg.diffusion.solvers.schedule import Node
 from thalweg.diffusion.solvers.scheduler import SearchedScheduler
 
@@ -38,6 +39,12 @@ FRESH = 10_000
 """Added to the seeds, so that no search has seen the noises."""
 OURS, TEACHER = "searched (ours)", "teacher"
 NUMBERS = ("error", "clean", "FD")
+
+
+def objective_of(arguments: argparse.Namespace, count: int, seed: int) -> SampleObjective:
+    """The distance to the teacher on some noises."""
+    options = {"guidance_scale": arguments.guidance_scale, "batch": arguments.batch}
+    return teacher_objective("cpu", arguments.pipeline, count=count, seed=seed, **options)
 
 
 class Judge:
@@ -50,15 +57,14 @@ class Judge:
     """
 
     def __init__(self, arguments: argparse.Namespace, seed: int, features: Any) -> None:
-        options = {"count": arguments.samples, "seed": FRESH + seed, "batch": arguments.batch}
-        guidance = {"guidance_scale": arguments.guidance_scale}
-        self.objective = image_objective("cpu", arguments.pipeline, **options, **guidance)
-        self.denoiser = self.objective.denoiser
+        self.objective = objective_of(arguments, arguments.samples, FRESH + seed)
+        self.sampler: Any = self.objective.sampler
+        self.denoiser = self.sampler.denoiser
         self.seed, self.features = seed, features
         noise, _ = network_of(self.denoiser.pipeline.scheduler.config)
         t = TEACHER_END
         node = Node(alpha=float(noise.alpha(t)), sigma=float(noise.sigma(t)), label=float(noise.label(t)))
-        batch = self.objective.batch
+        batch = arguments.batch
         parts = [slice(i, i + batch) for i in range(0, len(self.objective), batch)]
         with torch.no_grad():
             clean = [self.denoiser.on(rows)(self.objective.target[rows], node) for rows in parts]
@@ -92,15 +98,14 @@ def features_of(arguments: argparse.Namespace, size: int, channels: int) -> Any:
 
 
 def chosen(
-    arguments: argparse.Namespace, pipeline: Any, few: TeacherError, features: Any, nfe: int
+    arguments: argparse.Namespace, few: SampleObjective, features: Any, nfe: int
 ) -> list[LibraryScheduler]:
     """The best variants of each class, by error and by FD, on noises of their own."""
-    scale = {"guidance_scale": arguments.guidance_scale}
     found = []
-    for entries in ranked(pipeline, few, nfe, screen=arguments.screen, **scale).values():
+    for entries in ranked(few, nfe, screen=arguments.screen).values():
         names = {entries[0].name: entries[0]}
         if features is not None:
-            some = [(ends(e, pipeline, few, nfe, **scale), e) for e in entries[: arguments.finalists]]
+            some = [(ends(e, few, nfe), e) for e in entries[: arguments.finalists]]
             best = min((features(end), i) for i, (end, _) in enumerate(some) if end is not None)[1]
             names[some[best][1].name] = some[best][1]
         found += names.values()
@@ -110,7 +115,7 @@ def chosen(
 def rows_of(
     arguments: argparse.Namespace,
     judges: list[Judge],
-    few: TeacherError,
+    few: SampleObjective,
     ours: SearchedScheduler,
     nfe: int,
     known: dict[str, list[dict[str, float]]],
@@ -119,25 +124,24 @@ def rows_of(
 
     Those of the library that are known are not measured again.
     """
-    pipeline, batch = judges[0].denoiser.pipeline, arguments.batch
-    rivals = chosen(arguments, pipeline, few, judges[0].features, nfe)
+    batch = arguments.batch
+    rivals = chosen(arguments, few, judges[0].features, nfe)
     table: dict[str, list[dict[str, float]]] = {}
     for judge in judges:
-        goal = judge.objective
-        parts = [slice(i, i + batch) for i in range(0, len(goal), batch)]
+        starts = judge.sampler.x_T
+        parts = [slice(i, i + batch) for i in range(0, len(starts), batch)]
         labels = judge.denoiser.labels
         if nfe in ours.schedules:
             network = judge.denoiser.network
             some = [None if labels is None else labels[rows] for rows in parts]
             pairs = zip(parts, some, strict=True)
-            drawn = [sample_with(ours, network, goal.x_T[rows], part, nfe) for rows, part in pairs]
+            drawn = [sample_with(ours, network, starts[rows], part, nfe) for rows, part in pairs]
             table.setdefault(OURS, []).append(judge(torch.cat(drawn)))
         for entry in rivals:
             if entry.name in known:
                 table[entry.name] = known[entry.name]
                 continue
-            given = {"guidance_scale": arguments.guidance_scale, "seed": judge.seed}
-            end = ends(entry, pipeline, goal, nfe, **given)
+            end = ends(entry, judge.objective, nfe, seed=judge.seed)
             if end is None:
                 print(f"left out: {entry.name}", file=sys.stderr)
                 continue
@@ -207,8 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{arguments.samples} samples, seeds {arguments.seeds}, {count} variants in the library")
     teacher = [judge(judge.clean) for judge in judges]
     found: dict[str, Any] = {}
-    count, scale = max(arguments.screen, arguments.screen_fd), {"guidance_scale": arguments.guidance_scale}
-    few = image_objective("cpu", arguments.pipeline, count, FRESH - 1, batch=arguments.batch, **scale)
+    few = objective_of(arguments, max(arguments.screen, arguments.screen_fd), FRESH - 1)
     known = earlier(arguments)
     for nfe in arguments.nfe:
         found[str(nfe)] = rows_of(arguments, judges, few, ours, nfe, known.get(str(nfe), {}))

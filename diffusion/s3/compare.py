@@ -1,8 +1,6 @@
 """The schedulers of diffusers, judged as a search judges its candidates: same starts, same teacher.
 
 Every class is represented by its best variant (order, grid, end), which is chosen on a few of the starts.
-
-Shapes: B samples, C channels, H = W pixels.
 """
 
 from __future__ import annotations
@@ -10,12 +8,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from thalweg.diffusion.library import LibraryScheduler, library_schedulers, run_library
-from thalweg.diffusion.s3.objective import Score, TeacherError, summarise
+from thalweg.diffusion.library import LibraryScheduler, library_schedulers
+from thalweg.diffusion.s3.objective import Score
+from thalweg.diffusion.s3.samplers import SampleObjective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +31,9 @@ class Rival:
 
 
 def rivals(
-    pipeline: Any,
-    objective: TeacherError,
+    objective: SampleObjective,
     nfe: int,
     *,
-    guidance_scale: float = 1.0,
     screen: int = 20,
     families: Sequence[str] | None = None,
     most: int | None = None,
@@ -46,11 +42,10 @@ def rivals(
     """Best variant of every class of scheduler at a number of evaluations, the best first.
 
     Args:
-        pipeline: ``DDPMPipeline`` or our ``ClassImagePipeline``.
-        objective: Starts and ends of the teacher; its denoiser may have ``labels``.
+        objective: Draws samples and compares them with a teacher; see
+            :func:`thalweg.diffusion.s3.objectives.teacher`.
         nfe: Network evaluations per sample; classes that cannot make so many are left out.
-        guidance_scale: Of classifier-free guidance.
-        screen: Starts on which the variants of a class are compared.
+        screen: Samples on which the variants of a class are compared.
         families: Classes to try, without the word Scheduler; all by default.
         most: Variants of a class to try, at equal distances in their list; all by default.
         report: Called with the name of each class.
@@ -58,42 +53,31 @@ def rivals(
     Raises:
         ValueError: For an unknown class or a number of variants below 1.
     """
-    order = ranked(
-        pipeline,
-        objective,
-        nfe,
-        guidance_scale=guidance_scale,
-        screen=screen,
-        families=families,
-        most=most,
-        report=report,
-    )
     found = []
+    order = ranked(objective, nfe, screen=screen, families=families, most=most, report=report)
     for family, entries in order.items():
-        end = ends(entries[0], pipeline, objective, nfe, guidance_scale=guidance_scale)
+        end = ends(entries[0], objective, nfe)
         if end is not None:
-            score = summarise(_distance(end, objective.target))
-            found.append(Rival(family=family, name=entries[0].name, score=score, variants=len(entries)))
+            name, score = entries[0].name, objective.judge(end)
+            found.append(Rival(family=family, name=name, score=score, variants=len(entries)))
     return sorted(found, key=lambda rival: rival.score.value)
 
 
 def ranked(
-    pipeline: Any,
-    objective: TeacherError,
+    objective: SampleObjective,
     nfe: int,
     *,
-    guidance_scale: float = 1.0,
     screen: int = 20,
     families: Sequence[str] | None = None,
     most: int | None = None,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, list[LibraryScheduler]]:
-    """Variants of every class that can make so many evaluations, by their error on a few starts, best first.
+    """Variants of every class that can make so many evaluations, by their error on a few samples, best first.
 
     The arguments are those of :func:`rivals`.
     """
     table: dict[str, list[LibraryScheduler]] = {}
-    for entry in library_schedulers(pipeline.scheduler.config).values():
+    for entry in library_schedulers(objective.sampler.config).values():
         table.setdefault(entry.family.removesuffix("Scheduler"), []).append(entry)
     if unknown := set(families or ()) - set(table):
         raise ValueError(f"unknown scheduler {', '.join(sorted(unknown))}; allowed: {', '.join(table)}")
@@ -105,10 +89,9 @@ def ranked(
             report(family)
         scored = []
         for i, entry in enumerate(spread(table[family], most)):
-            end = ends(entry, pipeline, objective, nfe, guidance_scale=guidance_scale, count=screen)
+            end = ends(entry, objective, nfe, screen)
             if end is not None:
-                error = summarise(_distance(end, objective.target[: len(end)])).value
-                scored.append((error, i, entry))
+                scored.append((objective.judge(end).value, i, entry))
         if scored:
             found[family] = [entry for _, _, entry in sorted(scored, key=lambda one: one[:2])]
     return found
@@ -124,37 +107,20 @@ def spread(entries: Sequence[LibraryScheduler], most: int | None) -> list[Librar
 
 
 def ends(
-    entry: LibraryScheduler,
-    pipeline: Any,
-    objective: TeacherError,
-    nfe: int,
-    *,
-    guidance_scale: float = 1.0,
-    count: int | None = None,
-    seed: int = 0,
+    entry: LibraryScheduler, objective: SampleObjective, nfe: int, count: int | None = None, seed: int = 0
 ) -> Tensor | None:
-    """End states of the first starts; None where the scheduler cannot do it.
+    """End states of the first samples; None where the scheduler cannot do it.
 
     Args:
         entry: The scheduler.
-        pipeline: That of the network.
-        objective: Starts; its denoiser may have ``labels``.
+        objective: Draws samples.
         nfe: Network evaluations per sample.
-        guidance_scale: Of classifier-free guidance.
-        count: Starts; all by default.
+        count: Samples; all by default.
         seed: Of the noise that stochastic schedulers add.
     """
-    count = len(objective) if count is None else min(count, len(objective))
-    labels: Tensor | None = getattr(objective.denoiser, "labels", None)
-    labels = None if labels is None else labels[:count]
-    options = {"nfe": nfe, "guidance_scale": guidance_scale, "seed": seed, "batch": objective.batch}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice of diffusers on options that it may drop
-            return run_library(entry, pipeline, objective.x_T[:count], labels, **options)
+            return objective.sampler.draw_library(entry, nfe, count, seed)
     except (ValueError, ArithmeticError, IndexError):
         return None
-
-
-def _distance(end: Tensor, target: Tensor) -> Tensor:
-    return (end - target).flatten(1).norm(dim=1)

@@ -156,7 +156,9 @@ class Descent:
         """One step; False where the loss is not a number."""
         batch = self.train
         if (size := self.settings.batch_size) is not None and size < len(batch):
-            batch = batch.pick(torch.randperm(len(batch), generator=self.generator)[:size])
+            # A run of them, which has all classes alike where they come in turn.
+            first = int(torch.randint(len(batch), (), generator=self.generator))
+            batch = batch.pick((first + torch.arange(size)) % len(batch))
         x = rollout(self.parameters, self.denoiser, batch, recompute=self.settings.checkpoint, mean=self.mean)
         self.calls += self.nfe * len(batch)
         loss = self.goal.loss(x, batch.target)

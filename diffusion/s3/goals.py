@@ -62,7 +62,7 @@ class Distribution:
     """
 
     def __init__(
-        self, features: Callable[[Tensor], Tensor], real: tuple[Tensor, Tensor], weight: float = 0.07
+        self, features: Callable[[Tensor], Tensor], real: tuple[Tensor, Tensor], weight: float = 0.13
     ) -> None:
         self.features, self.real, self.weight = features, real, weight
 

@@ -5,21 +5,22 @@ Shapes: B samples, C channels, H = W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from thalweg.diffusion.draw import dtype_of, open_pipeline
 from thalweg.diffusion.from_diffusers import network_of
+from thalweg.diffusion.library import LibraryScheduler, run_library
 from thalweg.diffusion.parameterization import Kind, to_data
 from thalweg.diffusion.s3.examples import Denoiser as RefineDenoiser
 from thalweg.diffusion.s3.examples import Examples
 from thalweg.diffusion.s3.fit import Path as TeacherPath
 from thalweg.diffusion.s3.fit import fit, record
 from thalweg.diffusion.s3.genes import Genes, StepGenes
-from thalweg.diffusion.s3.objective import TeacherError
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.schedules import NoiseSchedule
 from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule
@@ -167,6 +168,31 @@ class ImageSampler:
             ends = [sample(schedule, self.denoiser.on(rows), self.x_T[rows])[-1] for rows in parts]
         return torch.cat(ends)
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Configuration of the network's own scheduler."""
+        return self.denoiser.pipeline.scheduler.config  # type: ignore[attr-defined]
+
+    def draw_library(
+        self, entry: LibraryScheduler, nfe: int, count: int | None = None, seed: int = 0
+    ) -> Tensor:
+        """End states of the first ``count`` samples with a scheduler of diffusers, (count, C, H, W).
+
+        Args:
+            entry: The scheduler.
+            nfe: Network evaluations per sample.
+            count: Samples; all by default.
+            seed: Of the noise that stochastic schedulers add.
+
+        Raises:
+            ValueError: If it cannot do with so many evaluations.
+            ArithmeticError: If a result is not finite.
+        """
+        of = self.denoiser
+        options = {"nfe": nfe, "guidance_scale": of.guidance_scale, "seed": seed, "batch": self.batch}
+        labels = None if self.labels is None else self.labels[:count]
+        return run_library(entry, of.pipeline, self.x_T[:count], labels, **options)
+
     def fit(
         self, schedule: Compilable, count: int | None = None, steps: int = TEACHER_STEPS
     ) -> tuple[LinearSchedule, Tensor]:
@@ -193,31 +219,6 @@ class ImageSampler:
     def images(self, states_BCHW: Tensor) -> Tensor:
         """End states as images from 0 to 1."""
         return (states_BCHW / 2 + 0.5).clamp(0, 1)
-
-
-def image_objective(
-    device: str,
-    folder: str,
-    count: int = 64,
-    seed: int = 0,
-    guidance_scale: float = 1.0,
-    teacher_steps: int = TEACHER_STEPS,
-    batch: int = 64,
-) -> TeacherError:
-    """Distance to the teacher on fixed noises and, in turn, all classes.
-
-    Args:
-        device: Where the network runs.
-        folder: Pipeline's folder.
-        count: Samples.
-        seed: Seed of the noises.
-        guidance_scale: Of classifier-free guidance.
-        teacher_steps: Evaluations of the teacher per sample.
-        batch: Samples at once.
-    """
-    sampler = ImageSampler(device, folder, count, seed, guidance_scale, batch)
-    target = sampler.draw(sampler.teacher(teacher_steps))
-    return TeacherError(sampler.denoiser, sampler.x_T, target, batch=batch)
 
 
 def image_examples(

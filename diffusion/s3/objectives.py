@@ -241,7 +241,7 @@ def _to_teacher(
 ) -> SampleObjective:
     sampler = open_sampler(device, folder, **sampling, output="latent")
     target = sampler.draw(sampler.teacher(steps))
-    return SampleObjective(sampler, lambda found: summarise(distance(found, target[: len(found)])))
+    return SampleObjective(sampler, lambda found: summarise(distance(found, target[: len(found)])), target)
 
 
 class _Space:

@@ -14,8 +14,17 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from thalweg.diffusion.draw import contents, dtype_of, network, open_pipeline, scheduler_of, takes
+from thalweg.diffusion.draw import (
+    contents,
+    dtype_of,
+    network,
+    open_pipeline,
+    scheduler_of,
+    set_scheduler,
+    takes,
+)
 from thalweg.diffusion.from_diffusers import network_of
+from thalweg.diffusion.library import LibraryScheduler
 from thalweg.diffusion.s3.fit import Path, WeightFit
 from thalweg.diffusion.s3.image_model import TEACHER_STEPS, teacher_schedule
 from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule
@@ -114,6 +123,32 @@ class PipelineSampler:
                 for start in range(0, count, self.batch)
             ]
         return torch.cat(parts)
+
+    def draw_library(
+        self, entry: LibraryScheduler, nfe: int, count: int | None = None, seed: int = 0
+    ) -> Tensor:
+        """The same with a scheduler of diffusers; stochastic ones draw from the generators of the samples.
+
+        Args:
+            entry: The scheduler.
+            nfe: Network evaluations per sample.
+            count: Samples; all by default.
+            seed: Not used.
+
+        Raises:
+            ValueError: If it cannot do with so many evaluations, or in this pipeline.
+            ArithmeticError: If a result is not finite.
+        """
+        count = len(self) if count is None else min(count, len(self))
+        steps, parts = entry.steps(nfe), []
+        with torch.no_grad():
+            for start in range(0, count, self.batch):
+                set_scheduler(self.pipe, entry.make())
+                parts.append(self._batch(start, min(start + self.batch, count), steps))
+        states = torch.cat(parts)
+        if not torch.isfinite(states).all():
+            raise ArithmeticError(f"{entry.name} with {nfe} evaluations gives values that are not finite")
+        return states
 
     def fit(
         self, schedule: Any, count: int | None = None, steps: int = TEACHER_STEPS

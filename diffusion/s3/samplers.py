@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from thalweg.diffusion.library import LibraryScheduler
 from thalweg.diffusion.s3.fit import Path as TeacherPath
 from thalweg.diffusion.s3.fit import is_wanted
 from thalweg.diffusion.s3.image_model import TEACHER_STEPS, ImageSampler
@@ -39,6 +40,15 @@ class Sampler(Protocol):
     def draw(self, schedule: Any, count: int | None = None) -> Tensor:
         """End states of the first ``count`` samples, (count, ...)."""
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Configuration of the network's own scheduler."""
+
+    def draw_library(
+        self, entry: LibraryScheduler, nfe: int, count: int | None = None, seed: int = 0
+    ) -> Tensor:
+        """End states of the first ``count`` samples with a scheduler of diffusers, (count, ...)."""
+
     def fit(
         self, schedule: Any, count: int | None = None, steps: int = TEACHER_STEPS
     ) -> tuple[LinearSchedule, Tensor]:
@@ -57,11 +67,15 @@ class SampleObjective:
     Args:
         sampler: Draws them.
         judge: Score of the first so many end states.
+        target: End states of the teacher, for those that compare with it.
     """
 
-    def __init__(self, sampler: Sampler, judge: Callable[[Tensor], Score]) -> None:
+    def __init__(
+        self, sampler: Sampler, judge: Callable[[Tensor], Score], target: Tensor | None = None
+    ) -> None:
         self.sampler = sampler
         self.judge = judge
+        self.target = target
         self.evaluations = 0
 
     def __len__(self) -> int:
