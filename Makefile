@@ -45,6 +45,12 @@ bench: $(BIN)/thalweg  ## print every figure quoted in the documentation
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/poseidon_model.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pde_loader.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pde_solvers.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/diffusion_scheduler.py
+	test -z "$(THALWEG_ORACLES)" || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/s3_refine.py --nfe 5 --iterations 200
+	test -z "$(THALWEG_ORACLES)" || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/s3_search.py $(THALWEG_ORACLES)/s3 --nfe 5
+	test -z "$(THALWEG_ORACLES)" || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/s3_predictor.py $(THALWEG_ORACLES)/s3 --seed 0
+	test ! -d runs/demo/digits || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/s3_images.py runs/demo/digits \
+		runs/demo/search --nfe 5 --samples 100 --seeds 0
 
 clean:  ## remove what the targets made, runs and data excepted
 	rm -rf $(VENV) .typing build dist site *.egg-info

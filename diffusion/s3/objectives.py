@@ -129,6 +129,9 @@ def distribution(
 ) -> SampleObjective:
     """Distance of the distribution of the samples' features; its noise is from a jackknife.
 
+    That is the error of the distance itself. Two schedules on the same noises share most of it, so that their
+    difference is known better than the noises of both say.
+
     Args:
         kind: ``fid`` or ``kid``.
         device: Where the networks run.
