@@ -37,8 +37,8 @@ def search(
     out: str = "runs/search",
     objective: str = "teacher",
     options: dict[str, Any] | None = None,
-    budget: int = 160,
-    fit: int = 96,
+    budget: int = 100,
+    fit: int = 72,
     gits: bool = False,
     samples: tuple[int, ...] = (16, 64),
     fresh: int = 128,
@@ -271,8 +271,8 @@ def evolution_for(task: Task, space: SearchSpace, seeds: Sequence[Genes] = ()) -
         width=0.1 if near else 0.4,
         min_width=0.005 if near else 0.03,
         parents=16,
-        guided_generations=8,
-        explore=0.25,
+        guided_generations=1,  # more generations chase the predictor's errors
+        guided_pool=64,
         counts=task.samples if len(task.samples) > 1 else (),
     )
     return Evolution(space, config, process_train() if task.predictor else None, seeds=seeds)

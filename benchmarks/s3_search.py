@@ -46,10 +46,17 @@ from thalweg.diffusion.toy import GaussianMixture
 TEACHER_STEPS = 60
 TIMES = EvolutionConfig(num_random=8, batch=8, parents=8)
 WEIGHTS = EvolutionConfig(
-    num_random=16, num_seeds=32, parents=16, batch=16, guided_generations=2, shrink=0.93
+    num_random=4,
+    num_seeds=12,
+    parents=16,
+    batch=16,
+    width=0.1,
+    min_width=0.005,
+    guided_generations=1,
+    guided_pool=64,
 )
 PLAIN = EvolutionConfig(num_random=48, num_seeds=144, parents=16, batch=32)
-GUIDED = replace(PLAIN, batch=16, guided_generations=2, shrink=0.93)
+GUIDED = replace(PLAIN, batch=16, guided_generations=1, guided_pool=64)
 PREDICTORS: dict[str, Train] = {
     "process": process_train(),
     "ensemble": predictor_train(FitConfig(members=3, steps=100, batch=128, threshold=0.25), worst=0.75),

@@ -46,10 +46,10 @@ class ProcessConfig:
     """Steps of Adam on the kernel's numbers."""
     lr: float = 0.1
     """Its learning rate."""
-    rows: int = 256
+    rows: int = 120
     """Best schedules on which the kernel's numbers are fitted."""
-    keep: int = 600
-    """Best schedules that the guesses rest on."""
+    keep: int = 120
+    """Best schedules that the guesses rest on; bad ones say little about where the best are."""
     worst: float = 0.75
     """Quantile of the scores that stands for all above it."""
 
