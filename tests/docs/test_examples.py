@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 from pages import ROOT
 
+from thalweg.diffusion.solvers import SolverSchedule
 from thalweg.pde.data import catalog
 from thalweg.pde.data.synthetic import write_synthetic
 from thalweg.pde.poseidon import ScOT
@@ -55,6 +56,14 @@ def test_rollout_is_scored_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         script("rollout").main([*words, "--steps", "3"])
     assert "does not divide the horizon of 14" in capsys.readouterr().err
+
+
+def test_few_steps_beat_euler_and_the_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script("few_steps_of_your_model").main(["--nfe", "4", "--budget", "24", "--out", str(tmp_path)])
+    euler, known, found = map(float, re.findall(r"(0\.\d+)", capsys.readouterr().out))
+    assert found < 0.3 * known < 0.3 * euler
+    assert SolverSchedule.load(tmp_path / "4.json").nfe == 4
+    assert (tmp_path / "4.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_own_netcdf_is_learned(
