@@ -1,7 +1,7 @@
 """The linear codec of ShapesWorld as an autoencoder of diffusers, for pipelines such as Stable Diffusion 3.
 
-Importing this module needs diffusers. A saved pipeline names this module in its ``model_index.json``, so that
-it loads wherever Thalweg is installed.
+Importing this module needs diffusers, and ``from_pretrained`` of a pipeline that was saved with it needs this
+module to be imported first: diffusers imports nothing only because a folder names it.
 
 Shapes: B pictures, C = 3 channels, H x W pixels; latents (B, 12, H / 8, W / 8).
 """

@@ -1,6 +1,7 @@
 """The linear codec: exact on pictures of ShapesWorld, unit variance, round trips, use in diffusers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,3 +85,43 @@ def test_larger_pictures_have_more_cells() -> None:
     z = CODEC.encode(x)
     assert z.shape == (1, 12, 4, 8)
     assert torch.allclose(CODEC.decode(z), x, atol=1e-5)
+
+
+def test_a_pipeline_of_stable_diffusion_3_samples_with_it_and_loads_again(tmp_path: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer = SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=1,
+        in_channels=12,
+        out_channels=12,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+    )
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+    parts = {"scheduler": FlowMatchEulerDiscreteScheduler(), "vae": ShapesVAE.from_codec(CODEC)}
+    pipe = StableDiffusion3Pipeline(transformer=transformer, **parts, **dict.fromkeys(names))
+    pipe.save_pretrained(tmp_path)
+    again = StableDiffusion3Pipeline.from_pretrained(tmp_path, **dict.fromkeys(names))
+    shown = [sample(p) for p in (pipe, again)]
+    assert shown[0].shape == (2, 3, 32, 32)
+    assert torch.equal(*shown)
+
+
+def sample(pipe: Any) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt_embeds=torch.zeros(2, 10, 32),
+        pooled_prompt_embeds=torch.zeros(2, 16),
+        guidance_scale=1.0,
+        num_inference_steps=2,
+        output_type="pt",
+        height=32,
+        width=32,
+        generator=torch.Generator().manual_seed(0),
+    ).images

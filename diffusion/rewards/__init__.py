@@ -1,0 +1,1 @@
+"""Rewards of images: one small interface, a registry of names, weighted sums, workers, and servers."""

@@ -1,0 +1,88 @@
+"""GenEval's partial credit as a reward, with any detector, and with the exact one of ShapesWorld.
+
+Shapes: B images, C = 3 channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.diffusion.metrics.geneval import Detections, ImageScore, by_tag, score_image
+from thalweg.diffusion.rewards.base import Metadata, RewardError, RewardResult, as_bytes
+
+Detector = Callable[[np.ndarray, Metadata], Detections]
+"""Finds objects in bytes (H, W, C), for a prompt with that metadata: raw, by class, perhaps with colours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenEvalReward:
+    """Partial credit of GenEval; parts are ``correct``, ``strict``, and both for each task."""
+
+    detect: Detector
+    """Finds objects."""
+    name: str = "geneval"
+    """In logs."""
+    reference_quirks: bool = False
+    """See :func:`~thalweg.diffusion.metrics.geneval.score_image`."""
+    clip_counts: bool = False
+    """The same."""
+    extra: tuple[str, ...] = ()
+    """Classes whose detections per image are parts, too."""
+
+    def __call__(
+        self, images_BCHW: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> RewardResult:
+        """Scores of images with the metadata of GenEval."""
+        found = [self.detect(p, m) for p, m in zip(as_bytes(images_BCHW), metadata, strict=True)]
+        verdicts = [self._judge(m, d) for m, d in zip(metadata, found, strict=True)]
+        tags = [str(m["tag"]) for m in metadata]
+        parts = {}
+        for key in ("correct", "strict"):
+            values = [float(verdict[key]) for verdict in verdicts]
+            parts[key] = _vector(values)
+            parts |= {f"{key}/{tag}": _vector(row) for tag, row in by_tag(values, tags, math.nan).items()}
+        for name in self.extra:
+            parts[name] = _vector([len(d.get(name, [])) for d in found])
+        return RewardResult(scores=_vector([verdict.score for verdict in verdicts]), parts=parts)
+
+    def _judge(self, metadata: Metadata, found: Detections) -> ImageScore:
+        try:
+            return score_image(
+                metadata, found, reference_quirks=self.reference_quirks, clip_counts=self.clip_counts
+            )
+        except ValueError as error:
+            raise RewardError(f"reward {self.name!r}: {error}") from None
+
+
+def geneval(
+    device: str = "cpu", *, detector: str | None = None, reference_quirks: bool = False
+) -> GenEvalReward:
+    """GenEval with a detector of the user.
+
+    Args:
+        device: Where the detector runs.
+        detector: ``module:function``, called with the device for a :data:`Detector`.
+        reference_quirks: Score a wrong position as the published code does.
+
+    Raises:
+        RewardError: If there is no detector, or it cannot be imported.
+    """
+    if detector is None:
+        raise RewardError("reward 'geneval' needs 'detector', a module:function that makes one from a device")
+    module, _, function = detector.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RewardError(f"detector {detector!r} is not module:function: {error}") from None
+    return GenEvalReward(detect=make(device), reference_quirks=reference_quirks)
+
+
+def _vector(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
