@@ -40,7 +40,7 @@ REWARDS: dict[str, str] = {
 """Functions that make rewards, as ``module:function``, by name."""
 
 
-def open_reward(name: str, device: str = "cpu", **options: Any) -> Reward:
+def open_reward(name: str, /, device: str = "cpu", **options: Any) -> Reward:
     """Make a reward.
 
     Args:
