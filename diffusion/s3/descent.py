@@ -124,6 +124,7 @@ class Descent:
         self.generator, self.goal = generator, goal or Distance(settings.loss)
         self.nfe = len(parameters.nodes) - 1 - (parameters.first != "network")
         self.calls = 0
+        self.order = torch.zeros(0, dtype=torch.long)  # of the examples that are next
 
     def adam(self, rate: float, iterations: int) -> tuple[LinearSchedule | None, float, int]:
         """Best sampler on the validation starts, how it is judged, and the iteration it came from."""
@@ -156,9 +157,9 @@ class Descent:
         """One step; False where the loss is not a number."""
         batch = self.train
         if (size := self.settings.batch_size) is not None and size < len(batch):
-            # A run of them, which has all classes alike where they come in turn.
-            first = int(torch.randint(len(batch), (), generator=self.generator))
-            batch = batch.pick((first + torch.arange(size)) % len(batch))
+            if len(self.order) < size:
+                self.order = torch.randperm(len(batch), generator=self.generator)
+            batch, self.order = batch.pick(self.order[:size]), self.order[size:]
         x = rollout(self.parameters, self.denoiser, batch, recompute=self.settings.checkpoint, mean=self.mean)
         self.calls += self.nfe * len(batch)
         loss = self.goal.loss(x, batch.target)
