@@ -16,11 +16,11 @@ def arrays(path: Path) -> dict[str, Tensor]:
     return load_file(path.with_suffix(".safetensors"))
 
 
-def cases(name: str) -> list[tuple[Path, dict[str, Any]]]:
+def cases(name: str, key: str = "cases") -> list[tuple[Path, dict[str, Any]]]:
     """Cases of all files whose names begin so, each with its file; those of the complete file come once."""
     files = golden_files("nft", f"{name}*.json")
     complete = [path for path in files if path.stem == name] or files
-    return [(path, case) for path in complete for case in json.loads(path.read_text())["cases"]]
+    return [(path, case) for path in complete for case in json.loads(path.read_text())[key]]
 
 
 def case_names(found: list[tuple[Path, dict[str, Any]]]) -> list[str]:
