@@ -84,7 +84,8 @@ def converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif stem in NORMS:
             result[f"{NORMS[stem]}.{kind}"] = tensor
         elif block := BLOCK.fullmatch(name):
-            result |= _block(*block.groups(), tensor)
+            visual, number, rest = block.groups()
+            result |= _block(visual, number, rest, tensor)
         else:
             result[name] = tensor
     return {name: tensor.float() for name, tensor in result.items()}

@@ -36,4 +36,8 @@ def saturation(device: str = "cpu") -> PixelReward:
 
 def smoothness(device: str = "cpu") -> PixelReward:
     """Minus the total variation: mean absolute differences of neighbours, added over both directions."""
-    return PixelReward("smoothness", lambda x: -sum(x.diff(dim=d).abs().mean(dim=(1, 2, 3)) for d in (2, 3)))
+    return PixelReward("smoothness", lambda x: -(_variation(x, 2) + _variation(x, 3)))
+
+
+def _variation(x_BCHW: Tensor, dim: int) -> Tensor:
+    return x_BCHW.diff(dim=dim).abs().mean(dim=(1, 2, 3))
