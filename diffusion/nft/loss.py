@@ -84,7 +84,7 @@ def nft_loss(
         ValueError: For shapes that differ, an unknown mode or weighting, a beta or clip that is not positive,
             a reference that is missing, or noise that is missing and cannot be found.
     """
-    _check(v, {"v_old": v_old, "v_ref": v_ref, "x_t": x_t, "x0": x0, "noise": noise}, t, advantage)
+    check_shapes(v, {"v_old": v_old, "v_ref": v_ref, "x_t": x_t, "x0": x0, "noise": noise}, t, advantage)
     if not beta > 0:
         raise ValueError(f"beta is {beta}, allowed: any positive number")
     if v_ref is None and kl_weight:
@@ -162,7 +162,7 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """In float32 at least: squares of small differences vanish in half precision."""
+    """The same in float32 at least: squares of small differences vanish in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -179,7 +179,12 @@ def _moves(v: Tensor, v_old: Tensor, x0: Tensor) -> dict[str, Tensor]:
     return means | {f"{name}_max": square.max() for name, square in squares.items()}
 
 
-def _check(v: Tensor, others: dict[str, Tensor | None], t: Tensor, advantage: Tensor) -> None:
+def check_shapes(v: Tensor, others: dict[str, Tensor | None], t: Tensor, advantage: Tensor) -> None:
+    """Refuse what is not of the shape of v, or has other than one number per sample.
+
+    Raises:
+        ValueError: If so.
+    """
     for name, value in others.items():
         if value is not None and value.shape != v.shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, needed: {tuple(v.shape)}, that of v")
