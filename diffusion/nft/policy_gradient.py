@@ -110,7 +110,8 @@ def matching_loss(
     error = mean_square(v - target, each=True)
     if weighting == "huber":
         return t * ((error + TINY) ** power - TINY**power) / power
-    return {"uniform": 1.0, "t": t, "t_squared": t**2}[weighting] * error
+    powers = {"uniform": 0, "t": 1, "t_squared": 2}
+    return t ** powers[weighting] * error
 
 
 def clipped_policy_loss(
