@@ -109,7 +109,7 @@ def test_equal_policies_give_the_same_answer_in_one_evaluation(found: Policy) ->
     assert calls.pop() == 3
     assert torch.equal(short.current, long.current)
     assert torch.equal(short.old, short.current)
-    torch.testing.assert_close(short.old, long.old)  # kernels with and without gradients differ by rounding
+    torch.testing.assert_close(short.old, long.old)  # kernels depend on requires_grad, and differ by rounding
     assert not short.old.requires_grad
     assert short.current.requires_grad
 
