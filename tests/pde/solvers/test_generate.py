@@ -321,11 +321,10 @@ def _start(folder: Path, workers: int) -> tuple[subprocess.Popen[str], Path]:
     """Run the stoppable generation in a process of its own; returns when three pieces are there."""
     script = folder / "run.py"
     script.write_text(
-        "import os, time\n"
+        "import signal\n"
         "from thalweg.pde.solvers.generate import generate\n"
-        "fsync = os.fsync\n"
-        # A slow disk, so that a busy machine still sends its signal before the run is over.
-        "os.fsync = lambda descriptor: (time.sleep(0.3), fsync(descriptor))[1]\n"
+        # Shells start background jobs with SIGINT ignored, which children inherit.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "if __name__ == '__main__':\n"
         f"    generate('NS-Gauss', {str(folder)!r}, workers={workers}, **{STOPPABLE!r})\n"
     )
