@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thalweg.diffusion.solvers.dp import step
 from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule, totals
-from thalweg.diffusion.solvers.sample import Denoiser
+from thalweg.diffusion.solvers.sample import Denoiser, sample
 from thalweg.diffusion.solvers.schedule import Node
 
 WANTED = {"weights": "fit"}
@@ -98,9 +99,7 @@ class Path:
         return torch.lerp(self._from(left, node), self._from(right, node), part)
 
     def _from(self, i: int, node: Node) -> Tensor:
-        known = self.nodes[i]
-        ratio = node.sigma / known.sigma
-        return ratio * self.states[i] + (node.alpha - known.alpha * ratio) * self.data[i]
+        return step(self.states[i], self.data[i], self.nodes[i], node)
 
 
 class WeightFit:
@@ -205,14 +204,14 @@ def record(schedule: Compilable, denoiser: Denoiser, x_T: Tensor, batch: int = 1
         x_T: Starts, (B, ...).
         batch: Starts at once.
     """
-    ratio, weights = schedule.compile().steps()
-    path, state = Path(), x_T
-    for i, node in enumerate(schedule.nodes[:-1]):
+    path = Path()
+
+    def see(state: Tensor, node: Node) -> Tensor:
         path.see(node, state, predict(denoiser, state, node, batch))
-        state = float(ratio[i]) * state
-        for j in np.flatnonzero(weights[i]):
-            state = torch.add(state, path.data[j], alpha=float(weights[i, j]))
-    path.end = state if schedule.nodes[-1].sigma == 0 else None
+        return path.data[-1]
+
+    end = sample(schedule, see, x_T)[-1]
+    path.end = end if schedule.nodes[-1].sigma == 0 else None
     return path
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thalweg.diffusion.schedules import NoiseSchedule
 from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule, totals
@@ -130,12 +131,15 @@ def _derivatives(gene: StepGenes, order: int, earlier: tuple[int, ...]) -> tuple
     return (first, *(Derivative(k=k, nodes=earlier) for k in range(2, order)))
 
 
+def shares_of(schedule: Compilable) -> list[NDArray[np.float64]]:
+    """Cumulative weights of each step over their sum, without the last, which is 1: row i has i of them."""
+    sums, rows = totals(schedule.nodes), schedule.compile().steps()[1]
+    return [np.cumsum(row[:i]) / sums[i] if sums[i] else np.zeros(i) for i, row in enumerate(rows)]
+
+
 def with_weights(genes: Genes, schedule: Compilable) -> Genes:
     """The times of a candidate, steps of DDIM, and the shifts that make of them the weights of a schedule."""
-    sums = totals(schedule.nodes)
-    rows = schedule.compile().steps()[1]
-    shares = (np.cumsum(row[:i]) / sums[i] if sums[i] else np.zeros(i) for i, row in enumerate(rows))
-    shifts = tuple(tuple(share.tolist()) for share in shares)
+    shifts = tuple(tuple(share.tolist()) for share in shares_of(schedule))
     return Genes(times=genes.times, steps=(StepGenes(),) * len(genes.steps), shifts=shifts)
 
 

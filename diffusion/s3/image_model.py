@@ -24,7 +24,7 @@ from thalweg.diffusion.s3.genes import Genes, StepGenes
 from thalweg.diffusion.s3.space import SearchSpace
 from thalweg.diffusion.schedules import NoiseSchedule
 from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule
-from thalweg.diffusion.solvers.sample import Denoiser, sample
+from thalweg.diffusion.solvers.sample import sample
 from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
 
 if TYPE_CHECKING:
@@ -98,12 +98,6 @@ def teacher_schedule(noise: NoiseSchedule, steps: int = TEACHER_STEPS) -> Solver
     times = space.repair(space.grid("uniform_lambda", TEACHER_END))
     genes = Genes(times=times, steps=(StepGenes(order=3, corrector=True),) * steps)
     return space.schedule(genes)
-
-
-def teacher_end(noise: NoiseSchedule, denoiser: Denoiser, x_T: Tensor, steps: int = TEACHER_STEPS) -> Tensor:
-    """End states of :func:`teacher_schedule`."""
-    with torch.no_grad():
-        return sample(teacher_schedule(noise, steps), denoiser, x_T)[-1]
 
 
 class ImageSampler:

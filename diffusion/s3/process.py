@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thalweg.diffusion.s3.genes import shares_of
 from thalweg.diffusion.s3.guide import Guess, Train, training_scores
 from thalweg.diffusion.s3.objective import Score
-from thalweg.diffusion.solvers.linear import Compilable, totals
+from thalweg.diffusion.solvers.linear import Compilable
 
 Array = NDArray[np.float64]
 
@@ -65,10 +66,7 @@ class ProcessConfig:
 def numbers_of(schedule: Compilable) -> Array:
     """Lambda of the nodes evaluated, and cumulative shares of the weights of each step, D."""
     lam = [min(max(node.lam, -MAX_LAM), MAX_LAM) for node in schedule.nodes]
-    w = schedule.compile().steps()[1]
-    sums = totals(schedule.nodes)
-    shares = [np.cumsum(w[i, :i]) / sums[i] if sums[i] else np.zeros(i) for i in range(len(w))]
-    return np.concatenate([lam, *(share.clip(-MAX_SHARE, MAX_SHARE) for share in shares)])
+    return np.concatenate([lam, *(share.clip(-MAX_SHARE, MAX_SHARE) for share in shares_of(schedule))])
 
 
 class Process:
