@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from thalweg.checkpoints import hub
 from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.library import like, steps_for
+from thalweg.diffusion.loading import call_options
 from thalweg.diffusion.solvers.levels import level_of_label
 from thalweg.diffusion.solvers.schedule import SolverSchedule
 
@@ -34,8 +36,15 @@ TOLERANCE = 1e-3
 """Largest difference of alpha and sigma between a schedule and its network, and of the scale of noise."""
 
 
-def open_pipeline(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """A pipeline from a folder or the Hub; those of classes come as our ``ClassImagePipeline``.
+def open_pipeline(
+    name: str, dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32, revision: str | None = None
+) -> DiffusionPipeline:
+    """A pipeline from a folder, one that is shipped, or the Hub; classes come as our ``ClassImagePipeline``.
+
+    Args:
+        name: Folder, or owner/name on the Hub.
+        dtype: Precision of all parts, or by name of a part, with ``default`` for the others.
+        revision: Of a repository on the Hub.
 
     Raises:
         ValueError: If there is no such folder, or it holds no pipeline.
@@ -43,9 +52,12 @@ def open_pipeline(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPip
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
+    from thalweg.diffusion.loading import import_parts, keep_call
     from thalweg.diffusion.pipeline import ClassImagePipeline
 
     folder = Path(name)
+    if not folder.exists() and (shipped := hub.shipped(name)) is not None:
+        folder, name = shipped, str(shipped)
     if folder.suffix == ".ckpt":
         raise ValueError(f"{name} is a checkpoint: thalweg export --ckpt {name} --to FOLDER makes a pipeline")
     if folder.is_file():
@@ -58,18 +70,23 @@ def open_pipeline(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPip
     if not folder.exists() and (folder.is_absolute() or name.count("/") != 1 or name.startswith(".")):
         raise ValueError(f"there is no folder {name}, and it is no owner/name of one on the Hub either")
     try:
-        found = DiffusionPipeline.load_config(name)["_class_name"]
+        config = DiffusionPipeline.load_config(name, revision=revision)
+        import_parts(config)
+        found = config["_class_name"]
+        # parts that it was saved without, such as the T5 encoder of Stable Diffusion 3
+        absent = {key: None for key, value in config.items() if value == [None, None]}
         ours = (found[-1] if isinstance(found, list) else found) == ClassImagePipeline.__name__
         kind = ClassImagePipeline if ours else DiffusionPipeline
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            pipe = kind.from_pretrained(name, dtype=dtype)
+            pipe = kind.from_pretrained(name, dtype=dtype, revision=revision, **absent)
         finally:
             if bars:
                 logging.enable_progress_bar()
     except OSError as error:
         raise ValueError(f"{name} is neither a folder nor a pipeline that the Hub gives: {error}") from None
+    keep_call(pipe, config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -309,7 +326,7 @@ def draw(
     if batch < 1:
         raise ValueError(f"batch is {batch}, allowed: 1 and more")
     kind, known = takes(pipe), inspect.signature(pipe.__call__).parameters
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in {**call_options(pipe), **options}.items() if value is not None}
     for name in given:
         if name not in known:
             raise ValueError(f"{type(pipe).__name__} has no option {name}")

@@ -31,7 +31,7 @@ class PipelineConfig:
     """The pipeline that is fine-tuned, and how it is kept in memory."""
 
     model: str
-    """Folder of a diffusers pipeline of the Stable Diffusion 3 kind, ``shipped/NAME``, or its name on the Hub."""
+    """Folder of a diffusers pipeline like Stable Diffusion 3, ``shipped/NAME``, or its name on the Hub."""
     revision: str | None = None
     """Of a repository on the Hub."""
     dtype: DType = "float32"
@@ -86,8 +86,8 @@ class RolloutConfig:
     """How images are drawn."""
 
     solver: str = "dpm2"
-    """dpm1, dpm2 or Euler (flow, ddim, dance), on FlowMatchEuler's grid; or the folder of a SearchedScheduler or
-    the JSON file of a schedule of the suite."""
+    """dpm1, dpm2 or Euler (flow, ddim, dance), on FlowMatchEuler's grid; or the folder of a
+    SearchedScheduler, or the JSON file of a schedule of the suite."""
     steps: int | None = 10
     """Network evaluations of an image; of a SearchedScheduler with one schedule it may be left out."""
     shift: float | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Decay:
     """A decay of 0 for some steps that then rises linearly to a limit: min(rate (i - flat), cap).
 

@@ -120,12 +120,15 @@ class PromptCache:
         }
 
 
-def sd3_encoder(pipe: Any, max_sequence_length: int = T5_LENGTH) -> Encode:
+def sd3_encoder(
+    pipe: Any, max_sequence_length: int = T5_LENGTH, device: torch.device | None = None
+) -> Encode:
     """What Stable Diffusion 3 makes of prompts.
 
     Args:
         pipe: The pipeline, with its text encoders.
         max_sequence_length: Tokens of T5.
+        device: Where the encoders are; the pipeline guesses if it is not given.
 
     Returns:
         A function that raises a ValueError once the encoders are freed.
@@ -136,7 +139,10 @@ def sd3_encoder(pipe: Any, max_sequence_length: int = T5_LENGTH) -> Encode:
             raise ValueError(f"the text encoders were freed, but {prompts[0]!r} has no embeddings yet")
         same = {"prompt": list(prompts), "prompt_2": None, "prompt_3": None}
         embeds, _, pooled, _ = pipe.encode_prompt(
-            **same, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length
+            **same,
+            device=device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=max_sequence_length,
         )
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 

@@ -42,7 +42,7 @@ REFUSED: dict[str, Any] = {"use_dora": False, "use_rslora": False, "rank_pattern
 """Settings of PEFT that would change what the tensors mean, with their only allowed values."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraSpec:
     """Settings of an adapter, whose update of a weight is alpha / r times B A.
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from thalweg.diffusion.metrics.boxes import RELATIONS
 from thalweg.diffusion.metrics.geneval import COLORS, score_image
+from thalweg.diffusion.shapes import captions
+from thalweg.diffusion.shapes.captions import Split
 
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -97,6 +99,25 @@ def _geneval(line: str) -> Prompt:
     if not values["include"]:
         raise ValueError("include is empty, needed: at least one object")
     return Prompt(text=text, metadata=values)
+
+
+def shapes_prompts(count: int, *, seed: int, split: Split = "train") -> list[Prompt]:
+    """Draw captions of ShapesWorld, equally many of each task up to the rest; one may come again.
+
+    Args:
+        count: Captions.
+        seed: Their seed.
+        split: ``train`` leaves out combinations that are held out, ``held_out`` has nothing else.
+    """
+    rng = np.random.default_rng(seed)
+    tags = shapes_tags(split)
+    found = [captions.draw(rng, (tags[i % len(tags)],), split) for i in range(count)]
+    return [Prompt(text=metadata["prompt"], metadata=metadata) for metadata in found]
+
+
+def shapes_tags(split: Split) -> tuple[str, ...]:
+    """Tasks of a part of ShapesWorld: single combinations are held out of two of them."""
+    return ("position", "color_attr") if split == "held_out" else tuple(captions.TAGS)
 
 
 def to_jsonl(prompts: Sequence[Prompt]) -> str:

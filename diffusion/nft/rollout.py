@@ -26,8 +26,8 @@ from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule
 from thalweg.diffusion.solvers.sample import sample
 from thalweg.diffusion.solvers.schedule import Node, SolverSchedule
 
-NOISE_STREAM = 1
-"""Sets the noise of samples apart from whatever else is drawn with the same seed."""
+NOISE_STREAM, TRAIN_STREAM, ORDER_STREAM = 1, 2, 3
+"""Set the noise of samples, that of training and the order of training apart: all have the same seed."""
 FLOW_ERROR = 1e-4
 """Largest |alpha + sigma - 1| of a node of a rectified flow, in stored schedules."""
 
@@ -132,7 +132,13 @@ def _of_scheduler(scheduler: Any, num_steps: int | None) -> Sampler:
 
 
 def image_noise(
-    shape: Sequence[int], numbers: Sequence[int], *, seed: int, epoch: int, step: int = 0
+    shape: Sequence[int],
+    numbers: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    step: int = 0,
+    stream: int = NOISE_STREAM,
 ) -> Tensor:
     """Standard normal noise (B, *shape) in float32 on the CPU, for images by their number in the epoch.
 
@@ -140,8 +146,8 @@ def image_noise(
     or the device. Copies of a prompt have numbers of their own, and so differ. Step 0 is the start, and
     step i + 1 what a stochastic solver adds in its step i.
     """
-    streams = [generator(NOISE_STREAM, seed, epoch, number, step) for number in numbers]
-    return torch.stack([torch.randn(tuple(shape), generator=stream) for stream in streams])
+    streams = [generator(stream, seed, epoch, number, step) for number in numbers]
+    return torch.stack([torch.randn(tuple(shape), generator=own) for own in streams])
 
 
 def velocity_of(

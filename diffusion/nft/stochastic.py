@@ -121,6 +121,8 @@ class Trajectory:
     """Log-probability of each step's result; NaN where a step had no noise."""
     steps: tuple[GaussianStep, ...]
     """N steps."""
+    labels: tuple[float, ...]
+    """What the network was told in each."""
 
     @property
     def noisy(self) -> tuple[int, ...]:
@@ -168,4 +170,7 @@ def rollout(
             states.append(mean)
             log_probs.append(mean.new_full(mean.shape[:1], math.nan))
         steps.append(step)
-    return Trajectory(states=tuple(states), log_probs_NB=torch.stack(log_probs), steps=tuple(steps))
+    labels = tuple(node.label for node in nodes[:-1] if node.label is not None)
+    return Trajectory(
+        states=tuple(states), log_probs_NB=torch.stack(log_probs), steps=tuple(steps), labels=labels
+    )

@@ -58,7 +58,7 @@ def train_count(num_steps: int, fraction: float) -> int:
     return int(num_steps * fraction)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainTimes:
     """Which noise levels of a rollout its samples are trained on.
 
