@@ -1,14 +1,16 @@
 """Where weights are: local folders and files, and repositories on the Hugging Face hub.
 
-A reference is a path, ``org/name``, or ``hf://org/name[@revision][/file]``. An existing path wins over a hub
-repository of the same spelling. Downloads land in the cache of huggingface_hub, whose environment variables
-(``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``) are honoured.
+A reference is a path, ``org/name``, ``hf://org/name[@revision][/file]``, or ``shipped/NAME`` for weights that
+come with this package. An existing path wins over anything else of the same spelling. Downloads land in the
+cache of huggingface_hub, whose environment variables (``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``,
+``HF_TOKEN``) are honoured.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -19,6 +21,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 """Weight files of a Hugging Face folder, best first: safetensors needs no unpickling."""
+
+SHIPPED = "shipped"
+"""Folder of this package whose folders are weights that come with it, and how references to them begin."""
 
 _SHARDS = {
     "model.safetensors.index.json": "model-*-of-*.safetensors",
@@ -77,7 +82,7 @@ def resolve(ref: str | Path, filename: str | None = None, revision: str | None =
     Of a whole repository only ``*.json``, the model card and the best kind of weights are fetched.
 
     Args:
-        ref: Path, ``org/name`` or ``hf://org/name[@revision][/file]``.
+        ref: Path, ``org/name``, ``hf://org/name[@revision][/file]`` or ``shipped/NAME``.
         filename: A file inside the folder or repository; the folder itself if not given.
         revision: Branch, tag or commit of a hub repository, if the reference does not state one.
 
@@ -90,6 +95,10 @@ def resolve(ref: str | Path, filename: str | None = None, revision: str | None =
         if revision is not None:
             raise ValueError(f"{text} is a local path, which has no revision {revision!r}")
         return _resolve_local(local, filename)
+    if (folder := shipped(text)) is not None:
+        if revision is not None:
+            raise ValueError(f"{text} comes with this package and has no revision {revision!r}")
+        return _resolve_local(folder, filename)
     hub = parse(text)
     if (filename and hub.filename) or (revision and hub.revision):
         raise ValueError(
@@ -97,6 +106,23 @@ def resolve(ref: str | Path, filename: str | None = None, revision: str | None =
         )
     hub = HubRef(repo_id=hub.repo_id, revision=hub.revision or revision, filename=hub.filename or filename)
     return _fetch_file(hub) if hub.filename else _fetch_model(hub)
+
+
+def shipped(ref: str) -> Path | None:
+    """Folder of a reference ``shipped/NAME``; None for one of another kind.
+
+    Raises:
+        ValueError: If nothing of that name is shipped.
+    """
+    first, _, name = ref.partition("/")
+    if first != SHIPPED or "/" in name:
+        return None
+    root = Path(str(resources.files(__package__))) / SHIPPED
+    known = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if name not in known:
+        allowed = ", ".join(f"{SHIPPED}/{one}" for one in known)
+        raise ValueError(f"nothing is shipped as {ref!r}, allowed: {allowed}")
+    return root / name
 
 
 def weight_file(folder: str | Path) -> Path:

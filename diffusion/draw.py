@@ -326,7 +326,8 @@ def draw(
     if batch < 1:
         raise ValueError(f"batch is {batch}, allowed: 1 and more")
     kind, known = takes(pipe), inspect.signature(pipe.__call__).parameters
-    given = {name: value for name, value in {**call_options(pipe), **options}.items() if value is not None}
+    asked = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {**call_options(pipe), **asked}
     for name in given:
         if name not in known:
             raise ValueError(f"{type(pipe).__name__} has no option {name}")

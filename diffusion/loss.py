@@ -55,7 +55,8 @@ def spread_times(count: int, times: Literal["uniform", "logit-normal"], stream: 
     return spread if times == "uniform" else torch.sigmoid(torch.special.ndtri(spread))
 
 
-def drop_labels(labels: Tensor, null: int, rate: float, stream: torch.Generator) -> Tensor:
-    """Labels (B,), each replaced by `null` with probability `rate`, for classifier-free guidance."""
+def drop_labels(labels: Tensor, null: Tensor | int, rate: float, stream: torch.Generator) -> Tensor:
+    """Labels (B,) or (B, L), each replaced by `null`, () or (L,), with probability `rate`, for guidance."""
     chosen = torch.rand(len(labels), generator=stream) < rate
-    return torch.where(chosen.to(labels.device), null, labels)
+    chosen = chosen.view(-1, *[1] * (labels.dim() - 1)).to(labels.device)
+    return torch.where(chosen, torch.as_tensor(null, device=labels.device), labels)

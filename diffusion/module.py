@@ -16,7 +16,7 @@ from thalweg.checkpoints.lightning_ckpt import FACTS_KEY
 from thalweg.core_optim.build import Optimization, build
 from thalweg.core_optim.config import GroupRule, OptimConfig
 from thalweg.diffusion import loss
-from thalweg.diffusion.networks import check_fit, keep_labels, null_label, predict
+from thalweg.diffusion.networks import check_captions, check_fit, keep_labels, no_content, predict
 from thalweg.diffusion.order import generator
 from thalweg.diffusion.parameterization import from_pair
 from thalweg.diffusion.schedules import NoiseSchedule
@@ -29,18 +29,22 @@ TRAIN, VALIDATE = 0, 1
 class DiffusionModule(L.LightningModule):
     """Train and validate a network that answers noise, data, v or flow; works with ``ImageDataModule``.
 
+    Networks of captions work with ``CaptionDataModule`` and have tokens in the place of labels.
+
     Everything random in a step depends on (`seed`, step) alone, so a resumed run equals an uninterrupted one
     if the network has no dropout of its own. Validation uses the same times and noises in every epoch.
 
     Args:
-        network: diffusers.UNet2DModel or diffusers.DiTTransformer2DModel.
+        network: diffusers.UNet2DModel, diffusers.DiTTransformer2DModel, or
+            thalweg.diffusion.captioned.CaptionedTransformer.
         schedule: Noise schedule as ``NoiseSchedule.from_dict`` reads it, e.g. ``{kind: flow, shift: 1.0}``.
         optim: Optimizer and learning-rate schedule.
         prediction: What the network answers.
         weighting: Weight of the squared errors; min-snr is that of Hang et al. 2023.
         gamma: Limit of min-snr.
         times: Distribution of the training times between the ends of the schedule.
-        label_dropout: Share of labels replaced by the label for none, for classifier-free guidance.
+        label_dropout: Share of labels replaced by the one for none, and of captions by the empty one, for
+            classifier-free guidance.
         seed: Seed of times, noises and dropped labels.
         compile: Compile the network with torch.compile; names in checkpoints stay the same.
     """
@@ -74,7 +78,7 @@ class DiffusionModule(L.LightningModule):
         self.label_dropout = label_dropout
         self.seed = seed
         self.compiles = compile
-        self.null_label = null_label(network)
+        self.no_content = no_content(network)
         self.val_loss = MeanMetric()
         keep_labels(network)
 
@@ -84,6 +88,11 @@ class DiffusionModule(L.LightningModule):
         if data is not None and hasattr(data, "class_names"):
             classes = len(data.class_names)
             check_fit(self.network, size=data.image_size, channels=data.channels, classes=classes)
+        if data is not None and hasattr(data, "vocabulary"):
+            words, length = len(data.vocabulary), data.vocabulary.length
+            check_captions(
+                self.network, size=data.image_size, channels=data.channels, words=words, length=length
+            )
         self.val_loss = MeanMetric()
         if self.compiles:
             self.network.compile()
@@ -93,9 +102,10 @@ class DiffusionModule(L.LightningModule):
         return build(self.network, self.optim, self.trainer.estimated_stepping_batches, RULES)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the names of the classes, which an exported pipeline tells its users."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", [])
-        checkpoint[FACTS_KEY] = {"class_names": list(names)}
+        """Keep what an exported pipeline needs beside the network: names of classes, or words and codec."""
+        data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "class_names", [])
+        checkpoint[FACTS_KEY] = {"class_names": list(names), **getattr(data, "facts", {})}
 
     def forward(self, x_BCHW: Tensor, label_B: Tensor, classes_B: Tensor | None = None) -> Tensor:
         """The network's answer for noisy images at the time labels of the schedule."""
@@ -130,8 +140,8 @@ class DiffusionModule(L.LightningModule):
         times = loss.spread_times(len(x0), self.times, stream)
         noise = torch.randn(x0.shape, generator=stream).to(x0)
         dropped = None
-        if self.null_label is not None:
-            dropped = loss.drop_labels(classes, self.null_label, label_dropout, stream)
+        if self.no_content is not None:
+            dropped = loss.drop_labels(classes, self.no_content, label_dropout, stream)
         alpha, sigma, label = self.levels(times)
         noisy = loss.corrupt(x0, noise, alpha, sigma)
         wanted = from_pair(x0, noise, alpha, sigma, self.prediction)

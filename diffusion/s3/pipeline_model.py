@@ -25,6 +25,7 @@ from thalweg.diffusion.draw import (
 )
 from thalweg.diffusion.from_diffusers import network_of
 from thalweg.diffusion.library import LibraryScheduler
+from thalweg.diffusion.loading import call_options
 from thalweg.diffusion.s3.fit import Path, WeightFit
 from thalweg.diffusion.s3.image_model import TEACHER_STEPS, teacher_schedule
 from thalweg.diffusion.solvers.linear import Compilable, LinearSchedule
@@ -84,7 +85,7 @@ class PipelineSampler:
         self.shown = [each[i % len(each)] for i in range(count)]
         self.seed, self.batch = seed, batch
         self._paths: dict[int, Path] = {}
-        self.options = {"guidance_scale": guidance_scale, **(options or {})}
+        self.options = {"guidance_scale": guidance_scale, **call_options(self.pipe), **(options or {})}
         known = inspect.signature(self.pipe.__call__).parameters
         if "guidance_scale" not in known or guidance_scale is None:
             del self.options["guidance_scale"]

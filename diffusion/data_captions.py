@@ -1,0 +1,145 @@
+"""Captioned images for Lightning, as latents and tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from thalweg.diffusion.caption_sets import Captioned, open_captions
+from thalweg.diffusion.order import CountedLoader, CountedSampler
+from thalweg.diffusion.shapes.codec import LinearCodec
+from thalweg.diffusion.vocabulary import Vocabulary
+
+Batch = dict[str, Tensor]
+
+
+class CaptionedLatents(Dataset[Batch]):
+    """Latents as ``images`` (C, H, W) and tokens as ``labels`` (L,)."""
+
+    def __init__(self, latents_NCHW: Tensor, tokens_NL: Tensor) -> None:
+        self.latents, self.tokens = latents_NCHW, tokens_NL
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> Batch:
+        return {"images": self.latents[index], "labels": self.tokens[index]}
+
+
+class CaptionDataModule(L.LightningDataModule):
+    """Batches of ``images``, latents (B, C, H, W) of unit variance, and ``labels``, tokens (B, L).
+
+    Everything is encoded once, by a linear autoencoder that is fitted to the images. The order depends on
+    `seed` alone and goes on where it was when a run is resumed.
+
+    Args:
+        captions: ``shapes``, which is drawn on the spot, or a folder where every image has a text file of its
+            name with its caption.
+        num_train: Training images that are drawn of ``shapes``; those of a folder are all that are left.
+        num_val: Images kept for validation, with captions of their own.
+        wrong: Share of training images with the caption of another one.
+        length: Tokens of a caption, start and end included.
+        channels: Latent channels.
+        batch_size: Training images per batch and process.
+        eval_batch_size: Validation images per batch; `batch_size` by default.
+        seed: Seed of drawn images, of wrong captions and of the order.
+    """
+
+    codec: LinearCodec
+    vocabulary: Vocabulary
+
+    def __init__(
+        self,
+        captions: str = "shapes",
+        num_train: int = 16384,
+        num_val: int = 0,
+        wrong: float = 0.0,
+        length: int = 12,
+        channels: int = 12,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.captions = captions
+        self.num_train = num_train
+        self.num_val = num_val
+        self.wrong = wrong
+        self.length = length
+        self.channels = channels
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.seed = seed
+        self._parts: tuple[CaptionedLatents, CaptionedLatents] | None = None
+        self._loader: CountedLoader | None = None
+        self._place: dict[str, Any] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the set and encode it; done once."""
+        if self._parts is not None:
+            return
+        found = open_captions(
+            self.captions, num_train=self.num_train, num_val=self.num_val, wrong=self.wrong, seed=self.seed
+        )
+        self.codec = found.fit_codec(self.channels)
+        self.vocabulary = Vocabulary(words=found.words, length=self.length)
+        self._parts = self._encode(found.train), self._encode(found.val)
+
+    def _encode(self, part: Captioned) -> CaptionedLatents:
+        tokens = [self.vocabulary.ids(caption) for caption in part.captions]
+        return CaptionedLatents(
+            self.codec.encode(part.pixels()), torch.tensor(tokens, dtype=torch.long).view(-1, self.length)
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Latent pixels per side; known after ``setup``."""
+        assert self._parts is not None
+        return int(self._parts[0].latents.shape[-1])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an exported pipeline needs beside the network; known after ``setup``."""
+        codec = {"mean": self.codec.mean, "encoder": self.codec.encoder, "decoder": self.codec.decoder}
+        return {"words": list(self.vocabulary.words), "length": self.length, "codec": codec}
+
+    def train_dataloader(self) -> CountedLoader:
+        """Shuffled training images; continues in the middle of an epoch."""
+        assert self._parts is not None
+        sampler = CountedSampler(
+            len(self._parts[0]),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+        )
+        self._loader = CountedLoader(
+            self._parts[0], batch_size=self.batch_size, sampler=sampler, drop_last=True, **self._options()
+        )
+        self._loader.load_state_dict(self._place)
+        self._place = {}
+        return self._loader
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Validation images in their order; nothing if there are none."""
+        assert self._parts is not None
+        if not len(self._parts[1]):
+            return []
+        return DataLoader(self._parts[1], batch_size=self.eval_batch_size, shuffle=False, **self._options())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place in the training data; see ``ImageDataModule.state_dict``."""
+        return {} if self._loader is None else {"train": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at that place."""
+        self._place = state_dict.get("train", {})
+        if self._loader is not None:
+            self._loader.load_state_dict(self._place)
+
+    def _options(self) -> dict[str, Any]:
+        return {"num_workers": 0, "pin_memory": torch.cuda.is_available()}

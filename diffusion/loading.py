@@ -1,0 +1,50 @@
+"""What a pipeline's folder says to us beside what diffusers reads of it.
+
+Parts may be classes of this package: diffusers takes them from modules that are imported already, and imports
+none because a folder names it. Modules of this package, and of no other, are imported for it here.
+
+``_max_sequence_length`` in ``model_index.json`` is how the pipeline is to be called; diffusers ignores
+entries that start with an underscore.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+LENGTH_KEY = "_max_sequence_length"
+"""Entry of ``model_index.json``."""
+_OURS = re.compile(r"thalweg(\.[A-Za-z_]\w*)+")
+
+
+def import_parts(index: Mapping[str, Any]) -> None:
+    """Import the modules of this package that an index takes parts from.
+
+    Raises:
+        ValueError: If there is no such module.
+    """
+    for name, value in index.items():
+        module = value[0] if isinstance(value, list | tuple) and len(value) == 2 else None
+        if not isinstance(module, str) or not _OURS.fullmatch(module):
+            continue
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"the pipeline's {name} is of {module}, which is missing: {error}") from None
+
+
+def keep_call(pipe: DiffusionPipeline, index: Mapping[str, Any]) -> None:
+    """Put what an index says about calls into the configuration of its pipeline."""
+    if LENGTH_KEY in index:
+        pipe.register_to_config(**{LENGTH_KEY: int(index[LENGTH_KEY])})
+
+
+def call_options(pipe: DiffusionPipeline) -> dict[str, int]:
+    """Arguments that a pipeline is to be called with, where others are not asked for."""
+    config = getattr(pipe, "config", {})
+    return {"max_sequence_length": int(config[LENGTH_KEY])} if LENGTH_KEY in config else {}
