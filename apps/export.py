@@ -35,7 +35,8 @@ def export(
 ) -> Path:
     """Turn a Lightning checkpoint into a Hugging Face folder, and optionally push it to the hub.
 
-    Checkpoints of the diffusion module become the folder of a diffusers pipeline.
+    Checkpoints of the diffusion module become the folder of a diffusers pipeline, those of online fine-tuning
+    a LoRA for ``load_lora_weights`` (or a transformer, if all of it was trained).
 
     Args:
         ckpt: Checkpoint file of ``thalweg fit``.
@@ -55,12 +56,15 @@ def export(
     """
     from thalweg.apps.build import build_network
     from thalweg.apps.export_pipeline import is_diffusion, write_pipeline
+    from thalweg.apps.export_policy import is_policy
     from thalweg.apps.model_card import card_text, parameter_count, provenance_of, read_errors
     from thalweg.checkpoints import lightning_ckpt, strict
 
     target = _free_target(to, overwrite)
     if push is not None:
         _check_push(push)
+    if is_policy(policies := lightning_ckpt.read(ckpt)):
+        return _export_policy(policies, target, weights, push=push, license=license, dtype=dtype)
     checkpoint = lightning_ckpt.read(ckpt, weights)
     network = build_network(checkpoint.require_config())
     strict.load_strict(network, checkpoint.network_state(), checkpoint.path)
@@ -80,6 +84,35 @@ def export(
 
     _write_aside(target, fill)
     print(f"wrote {target} ({parameter_count(network)} parameters, {checkpoint.weights} weights)")
+    if push is not None:
+        print(f"pushed to {_push(target, push, checkpoint)}")
+    return target
+
+
+def _export_policy(
+    checkpoint: LightningCheckpoint,
+    target: Path,
+    weights: Literal["auto", "ema", "raw"],
+    *,
+    push: str | None,
+    license: str,
+    dtype: DType | None,
+) -> Path:
+    """Export what online fine-tuning has trained: the average, or the weights themselves (raw)."""
+    from thalweg.apps.export_policy import POLICIES, weights_of, write_policy
+    from thalweg.apps.model_card import provenance_of
+
+    state = weights_of(checkpoint, weights, dtype)
+    provenance = {**provenance_of(checkpoint), "policy": POLICIES[weights]}
+    written: list[str] = []
+
+    def fill(folder: Path) -> None:
+        name = push or target.name
+        written.append(write_policy(folder, checkpoint, state, provenance, repo=name, license=license))
+
+    _write_aside(target, fill)
+    count = sum(value.numel() for value in state.values())
+    print(f"wrote {target} ({written[0]} of {count} parameters, policy {POLICIES[weights]})")
     if push is not None:
         print(f"pushed to {_push(target, push, checkpoint)}")
     return target

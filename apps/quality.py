@@ -187,8 +187,8 @@ def as_bytes(images: Sequence[Image]) -> Tensor:
 
 def save_grid(images: Sequence[Image], path: Path, names: Sequence[str]) -> None:
     """The first images on one sheet, a column for each class where there are few."""
-    from thalweg.apps.sample import grid
     from thalweg.checkpoints.atomic import replacing
+    from thalweg.diffusion.sheet import grid
 
     columns = min(len(names) if 1 < len(names) <= 2 * GRID_COLUMNS else GRID_COLUMNS, len(images))
     sheet = grid(images[: columns * GRID_ROWS], columns)

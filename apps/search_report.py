@@ -141,8 +141,8 @@ def grids(folder: Path, report: dict[str, Any]) -> list[Path]:
     import torch
     from diffusers.utils.pil_utils import numpy_to_pil
 
-    from thalweg.apps.sample import grid
     from thalweg.diffusion.s3.samplers import open_sampler
+    from thalweg.diffusion.sheet import grid
     from thalweg.diffusion.solvers.scheduler import SearchedScheduler
 
     settings, comparison = report["settings"], report.get("comparison", {})

@@ -168,6 +168,7 @@ def quiet_known_warnings() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*WeightAveraging callback with a model that overrides.*",
         r".*The dirpath has changed.*",
+        r".*module\(s\) in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message=f"(?s){text}")
 

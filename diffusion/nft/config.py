@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from thalweg.diffusion.nft.advantage import AdvMode
-from thalweg.diffusion.nft.embeddings import T5_LENGTH
 from thalweg.diffusion.nft.lora import LoraSpec
 from thalweg.diffusion.nft.loss import Weighting
 from thalweg.diffusion.nft.policy_gradient import Matching
@@ -40,8 +39,8 @@ class PipelineConfig:
     """Text encoders; the authors take float16."""
     vae_dtype: DType = "float32"
     """Autoencoder."""
-    max_sequence_length: int = T5_LENGTH
-    """Tokens of T5."""
+    max_sequence_length: int | None = None
+    """Tokens of T5; what the pipeline was trained with where its folder says so, and else 128."""
     cache: str = "runs/prompts"
     """Folder with embeddings of prompts, which may be shared by runs of any pipelines."""
     encode_all: bool = False
@@ -57,7 +56,8 @@ class PipelineConfig:
         for name in ("dtype", "text_dtype", "vae_dtype"):
             value = getattr(self, name)
             require(value in get_args(DType), name, value, ", ".join(get_args(DType)))
-        require(self.max_sequence_length >= 0, "max_sequence_length", self.max_sequence_length, "0 to 512")
+        length = self.max_sequence_length
+        require(length is None or 0 <= length <= 512, "max_sequence_length", length, "0 to 512")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,8 @@ class Evaluation:
         own = [number for number, yes in zip(numbers, kept.tolist(), strict=True) if yes]
         names = sorted(found.parts)
         values = [found.scores[kept], *(found.parts[name][kept] for name in names)]
-        table = total(spread(values, own, self.total))
-        return {"reward": float(table[0].mean())} | {
-            name: mean_of_known(row) for name, row in zip(names, table[1:], strict=True)
+        table = total(spread([torch.ones(len(own)), *values], own, self.total))
+        table = table[:, table[0] > 0]  # fewer where Lightning only tries a few batches
+        return {"reward": float(table[1].mean())} | {
+            name: mean_of_known(row) for name, row in zip(names, table[2:], strict=True)
         }

@@ -16,6 +16,7 @@ from torch import Tensor
 from thalweg.diffusion.draw import dtype_of, open_pipeline
 from thalweg.diffusion.nft.config import PipelineConfig, RolloutConfig
 from thalweg.diffusion.nft.embeddings import (
+    T5_LENGTH,
     PromptCache,
     free_text_encoders,
     sd3_encoder,
@@ -58,8 +59,10 @@ class TextToImage:
             self.network.enable_gradient_checkpointing()
         if config.compile:
             self.network.compile_repeated_blocks()
-        length = config.max_sequence_length
-        self.cache = PromptCache(config.cache, text_identity(pipe, length, config.revision), keep=1024)
+        self.length = config.max_sequence_length
+        if self.length is None:
+            self.length = int(pipe.config.get("_max_sequence_length", T5_LENGTH))
+        self.cache = PromptCache(config.cache, text_identity(pipe, self.length, config.revision), keep=1024)
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> int:
         """Encode prompts that nobody has encoded before; the encoders go back to the CPU afterwards.
@@ -76,7 +79,7 @@ class TextToImage:
         for part in filter(None, encoders):
             part.to(device)
         try:
-            return self.cache.fill(todo, sd3_encoder(self.pipe, self.config.max_sequence_length, device))
+            return self.cache.fill(todo, sd3_encoder(self.pipe, self.length, device))
         finally:
             for part in filter(None, encoders):
                 part.to("cpu")
