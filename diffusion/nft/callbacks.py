@@ -23,8 +23,9 @@ from thalweg.diffusion.sheet import grid
 class SampleGrid(L.Callback):
     """Write the first images of each evaluation as one picture.
 
-    It is ``samples/epoch_0010.png`` in the folder of the run. Epoch 0 is the start, with ``num_sanity_val_steps: -1``. The same prompts with the same noise: what
-    differs is the policy. A logger with ``log_image``, such as that of W&B, gets the picture as well.
+    It is ``samples/epoch_0010.png`` in the folder of the run. Epoch 0 is the start, with
+    ``num_sanity_val_steps: -1``. The same prompts with the same noise: what differs is the policy. A logger
+    with ``log_image``, such as that of W&B, gets the picture as well.
 
     Args:
         columns: Images in a row.
