@@ -17,6 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.checkpoints import hub
+from thalweg.diffusion.loading import LENGTH_KEY
+from thalweg.diffusion.nft.embeddings import T5_LENGTH
+
 PACKAGES = ("diffusers", "transformers", "thalweg")
 """Where the classes of parts may come from: a configuration must not decide what is imported."""
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -69,6 +73,8 @@ class Architecture:
     """Where the configurations are from."""
     parts: Mapping[str, Part]
     """Transformer, vae and text encoders."""
+    length: int = T5_LENGTH
+    """Tokens of T5 where nothing else is said."""
 
     @property
     def encoders(self) -> dict[str, Part]:
@@ -96,11 +102,15 @@ class Architecture:
         size = [side if pixels is None else pixels // self.scale for pixels in (height, width)]
         return int(transformer.get("in_channels", 16)), size[0], size[1]
 
-    def condition(self, batch: int, max_sequence_length: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    def condition(self, batch: int, length: int | None, dtype: torch.dtype) -> dict[str, Tensor]:
         """Embeddings of prompts on the meta device: tokens of CLIP, then of T5 or zeros in their place."""
         config = self.parts["transformer"].config
         clip = int(self.parts["text_encoder"].config.get("max_position_embeddings", 77))
-        shape = (batch, clip + max_sequence_length, config.get("joint_attention_dim", 4096))
+        shape = (
+            batch,
+            clip + (self.length if length is None else length),
+            config.get("joint_attention_dim", 4096),
+        )
         return {
             "encoder_hidden_states": torch.empty(shape, dtype=dtype, device="meta"),
             "pooled_projections": torch.empty(
@@ -118,12 +128,14 @@ def architecture(model: str) -> Architecture:
     """What a pipeline is made of.
 
     Args:
-        model: Folder of a pipeline, or the name of a published one that is known here.
+        model: Folder of a pipeline, one that is shipped, or the name of a published one that is known here.
 
     Raises:
         ValueError: If it is neither, or files of the folder are missing or broken.
     """
     folder = Path(model)
+    if not folder.exists() and (shipped := hub.shipped(model)) is not None:
+        folder = shipped
     if folder.is_dir():
         return _of_folder(folder)
     if model not in PUBLISHED:
@@ -146,7 +158,8 @@ def _of_folder(folder: Path) -> Architecture:
             raise ValueError(
                 f"{folder / 'model_index.json'} has no {name!r}, needed: that of a pipeline like SD3"
             )
-    return Architecture(source=str(folder), parts=parts)
+    length = int(index.get(LENGTH_KEY, T5_LENGTH))
+    return Architecture(source=str(folder), parts=parts, length=length)
 
 
 def _read(path: Path) -> dict[str, Any]:
