@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
     ),
     "evaluate": (
         "thalweg.apps.evaluate:evaluate",
-        "score a PDE checkpoint (--ckpt) or an image pipeline (--pipeline)",
+        "score a PDE checkpoint (--ckpt), images (--pipeline), a set of prompts (--suite)",
     ),
     "gains": ("thalweg.apps.gains:gains", "efficiency and accuracy gains from scaling curves"),
     "search": ("thalweg.apps.search:search", "the best few-step solver schedules of an image pipeline"),
@@ -44,12 +44,23 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
     "import": ("thalweg.apps.export:import_", "published checkpoint -> verified local folder"),
     "demo": ("thalweg.apps.demo:demo", "the whole story on two CPU cores, with a report"),
 }
-# verbs that do something else where an option is given: verb -> (option, target)
-OTHERWISE = {"evaluate": ("--pipeline", "thalweg.apps.quality:evaluate_pipeline")}
+# verbs that do something else where an option is given: verb -> {option: target}
+OTHERWISE = {
+    "evaluate": {
+        "--pipeline": "thalweg.apps.quality:evaluate_pipeline",
+        "--suite": "thalweg.apps.suite:evaluate_suite",
+    }
+}
 # verbs whose only positional word may be left out, and the option it stands for
 BARE_WORD = {"apps": "--name"}
 # commands that continue where they were stopped when they are given again
-CONTINUING = ("thalweg data generate", "thalweg demo", "thalweg search", "thalweg refine")
+CONTINUING = (
+    "thalweg data generate",
+    "thalweg demo",
+    "thalweg search",
+    "thalweg refine",
+    "thalweg evaluate --suite",
+)
 TRAINER = {
     "fit": "train or fine-tune (--app NAME | --config FILE ... | --resume RUN)",
     "validate": "run the validation set",
@@ -123,11 +134,14 @@ def run_verb(verb: str, argv: list[str]) -> None:
         SystemExit: With one line on what the user can mend.
     """
     target = VERBS[verb][0]
-    if verb in OTHERWISE and any(word.partition("=")[0] == OTHERWISE[verb][0] for word in argv):
-        target = OTHERWISE[verb][1]
+    prog = f"thalweg {verb}"
+    given = {word.partition("=")[0] for word in argv}
+    for option, other in OTHERWISE.get(verb, {}).items():
+        if option in given:
+            target, prog = other, f"{prog} {option}"
+            argv = ["--help"] if given & {"-h", "--help"} else argv
     if verb in BARE_WORD and argv and not argv[0].startswith("-"):
         argv = [BARE_WORD[verb], *argv]
-    prog = f"thalweg {verb}"
     from jsonargparse import ArgumentError, auto_cli, capture_parser
 
     options: dict[str, Any] = {}
