@@ -1,6 +1,6 @@
 """Sets of captioned images: ShapesWorld, and folders of images with text files.
 
-Shapes: N images, C = 3 channels, H = W = 32 pixels.
+Shapes: N images, C = 3 channels, H = W pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from thalweg.diffusion.images import SUFFIXES, FolderSet, split
 from thalweg.diffusion.shapes.captions import WORDS
 from thalweg.diffusion.shapes.codec import LinearCodec, fit, standard_codec
 from thalweg.diffusion.shapes.dataset import ShapesDataset
-from thalweg.diffusion.shapes.world import SIZE
+from thalweg.diffusion.shapes.world import CELL, SIZE
 from thalweg.diffusion.vocabulary import words_of
 
 SHAPES = "shapes"
@@ -52,7 +52,9 @@ class CaptionSet:
     """Autoencoder with a number of latent channels."""
 
 
-def open_captions(source: str, *, num_train: int, num_val: int, wrong: float, seed: int) -> CaptionSet:
+def open_captions(
+    source: str, *, num_train: int, num_val: int, wrong: float, size: int = SIZE, seed: int = 0
+) -> CaptionSet:
     """Open a set.
 
     Args:
@@ -60,11 +62,16 @@ def open_captions(source: str, *, num_train: int, num_val: int, wrong: float, se
         num_train: Training images of ``shapes``.
         num_val: Images of the validation part.
         wrong: Share of training images with the caption of another one.
+        size: Pixels per side; those of ``shapes`` are 32.
         seed: Seed of drawn images and of wrong captions.
 
     Raises:
-        ValueError: If there is no such folder, it has no images, or an image has no caption.
+        ValueError: If there is no such folder, it has no images, an image has no caption, or the size is not
+            a multiple of 8.
     """
+    if size < CELL or size % CELL or (source == SHAPES and size != SIZE):
+        allowed = SIZE if source == SHAPES else f"multiples of {CELL}"
+        raise ValueError(f"{source} cannot have {size} pixels per side, allowed: {allowed}")
     if not 0 <= wrong <= 1:
         raise ValueError(f"share of wrong captions {wrong}, allowed: 0 to 1")
     if source == SHAPES:
@@ -72,7 +79,7 @@ def open_captions(source: str, *, num_train: int, num_val: int, wrong: float, se
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise ValueError(f"captions {source!r} is no folder, and no set by name: {SHAPES}")
-    return _folder(folder, num_val, wrong, seed)
+    return _folder(folder, num_val, wrong, size, seed)
 
 
 def _shapes(num_train: int, num_val: int, wrong: float, seed: int) -> CaptionSet:
@@ -81,11 +88,14 @@ def _shapes(num_train: int, num_val: int, wrong: float, seed: int) -> CaptionSet
         drawn = ShapesDataset(size=size, seed=2 * seed + part, wrong=share)
         examples = [drawn[i] for i in range(size)]
         images = [(example["image"] * 255).round().to(torch.uint8) for example in examples]
-        shown = torch.stack(images) if images else torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8)
-        parts.append(Captioned(images_NCHW=shown, captions=[example["prompt"] for example in examples]))
-    return CaptionSet(
-        train=parts[0], val=parts[1], words=WORDS[1:], fit_codec=lambda rank: _shapes_codec(rank)
-    )
+        captions = [example["prompt"] for example in examples]
+        parts.append(Captioned(images_NCHW=_stack(images, SIZE), captions=captions))
+    return CaptionSet(train=parts[0], val=parts[1], words=WORDS[1:], fit_codec=_shapes_codec)
+
+
+def _stack(images: Sequence[Tensor], size: int) -> Tensor:
+    """Images in one tensor, which may be none."""
+    return torch.stack(list(images)) if images else torch.zeros(0, 3, size, size, dtype=torch.uint8)
 
 
 def _shapes_codec(rank: int) -> LinearCodec:
@@ -100,12 +110,12 @@ def _shapes_codec(rank: int) -> LinearCodec:
     return codec
 
 
-def _folder(folder: Path, num_val: int, wrong: float, seed: int) -> CaptionSet:
+def _folder(folder: Path, num_val: int, wrong: float, size: int, seed: int) -> CaptionSet:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
     captions = [_caption(path) for path in paths]
-    found = FolderSet(paths=paths, labels=[0] * len(paths), names=["image"], channels=3, size=SIZE)
+    found = FolderSet(paths=paths, labels=[0] * len(paths), names=["image"], channels=3, size=size)
     chosen = split(len(paths), num_val)
     order = list(chosen[0])
     told = dict(enumerate(captions))
@@ -113,12 +123,7 @@ def _folder(folder: Path, num_val: int, wrong: float, seed: int) -> CaptionSet:
     for i, other in zip(order, rng.permutation(order).tolist(), strict=True):
         told[i] = captions[other] if rng.random() < wrong else captions[i]
     train, val = (
-        Captioned(
-            images_NCHW=torch.stack([found.image(i) for i in part])
-            if part
-            else torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8),
-            captions=[told[i] for i in part],
-        )
+        Captioned(images_NCHW=_stack([found.image(i) for i in part], size), captions=[told[i] for i in part])
         for part in chosen
     )
     return CaptionSet(

@@ -43,6 +43,7 @@ class CaptionDataModule(L.LightningDataModule):
         num_val: Images kept for validation, with captions of their own.
         wrong: Share of training images with the caption of another one.
         length: Tokens of a caption, start and end included.
+        pixels: Pixels per side, a multiple of 8: a latent pixel is 8 x 8 of them.
         channels: Latent channels.
         batch_size: Training images per batch and process.
         eval_batch_size: Validation images per batch; `batch_size` by default.
@@ -59,6 +60,7 @@ class CaptionDataModule(L.LightningDataModule):
         num_val: int = 0,
         wrong: float = 0.0,
         length: int = 12,
+        pixels: int = 32,
         channels: int = 12,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
@@ -70,6 +72,7 @@ class CaptionDataModule(L.LightningDataModule):
         self.num_val = num_val
         self.wrong = wrong
         self.length = length
+        self.pixels = pixels
         self.channels = channels
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -83,7 +86,12 @@ class CaptionDataModule(L.LightningDataModule):
         if self._parts is not None:
             return
         found = open_captions(
-            self.captions, num_train=self.num_train, num_val=self.num_val, wrong=self.wrong, seed=self.seed
+            self.captions,
+            num_train=self.num_train,
+            num_val=self.num_val,
+            wrong=self.wrong,
+            size=self.pixels,
+            seed=self.seed,
         )
         self.codec = found.fit_codec(self.channels)
         self.vocabulary = Vocabulary(words=found.words, length=self.length)

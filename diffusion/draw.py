@@ -50,9 +50,8 @@ def open_pipeline(
         ValueError: If there is no such folder, or it holds no pipeline.
     """
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
 
-    from thalweg.diffusion.loading import import_parts, keep_call
+    from thalweg.diffusion.loading import import_parts, keep_call, quiet
     from thalweg.diffusion.pipeline import ClassImagePipeline
 
     folder = Path(name)
@@ -77,13 +76,8 @@ def open_pipeline(
         absent = {key: None for key, value in config.items() if value == [None, None]}
         ours = (found[-1] if isinstance(found, list) else found) == ClassImagePipeline.__name__
         kind = ClassImagePipeline if ours else DiffusionPipeline
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
+        with quiet():
             pipe = kind.from_pretrained(name, dtype=dtype, revision=revision, **absent)
-        finally:
-            if bars:
-                logging.enable_progress_bar()
     except OSError as error:
         raise ValueError(f"{name} is neither a folder nor a pipeline that the Hub gives: {error}") from None
     keep_call(pipe, config)

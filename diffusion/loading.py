@@ -10,8 +10,10 @@ entries that start with an underscore.
 from __future__ import annotations
 
 import importlib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +38,34 @@ def import_parts(index: Mapping[str, Any]) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise ValueError(f"the pipeline's {name} is of {module}, which is missing: {error}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Load without progress bars, and without the advice that our own classes are not those of diffusers."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    bars = [
+        library
+        for library in (diffusers.utils.logging, transformers.utils.logging)
+        if library.is_progress_bar_enabled()
+    ]
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    logger.addFilter(_of_others)
+    for library in bars:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in bars:
+            library.enable_progress_bar()
+        logger.removeFilter(_of_others)
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return not (said.startswith("Expected types for") and "<class 'thalweg." in said)
 
 
 def keep_call(pipe: DiffusionPipeline, index: Mapping[str, Any]) -> None:

@@ -100,6 +100,7 @@ def test_facts_are_words_length_and_codec() -> None:
     [
         ({"captions": "nowhere"}, "captions 'nowhere' is no folder, and no set by name: shapes"),
         ({"wrong": 1.5}, "share of wrong captions 1.5, allowed: 0 to 1"),
+        ({"pixels": 64}, "shapes cannot have 64 pixels per side, allowed: 32"),
         ({"channels": 4}, "shapes has 12 latent channels, but channels is 4"),
         ({"length": 5}, "allowed: at most 3"),
     ],
@@ -121,15 +122,15 @@ def write_pictures(folder: Path, count: int = 24) -> None:
 
 def test_a_folder_holds_pictures_with_texts_of_their_names(tmp_path: Path) -> None:
     write_pictures(tmp_path)
-    data = module(captions=str(tmp_path), num_val=4, batch_size=4, channels=20)
+    data = module(captions=str(tmp_path), num_val=4, batch_size=4, pixels=16, channels=20)
     assert data.vocabulary.words == tuple(sorted(["picture", "number", *map(str, range(24))]))
     train, val = data.train_dataloader().dataset, data.val_dataloader().dataset
     assert (len(train), len(val)) == (20, 4)
-    assert train.latents.shape == (20, 20, 4, 4)
+    assert train.latents.shape == (20, 20, 2, 2)
     assert train.latents.var(dim=(0, 2, 3)).numpy() == pytest.approx(1.0, abs=0.1)
     told = {int(word) for part in (train, val) for tokens in part.tokens for word in words(data, tokens)}
     assert told == set(range(24))
-    again = module(captions=str(tmp_path), num_val=4, batch_size=4, channels=20)
+    again = module(captions=str(tmp_path), num_val=4, batch_size=4, pixels=16, channels=20)
     assert torch.equal(train.tokens, again.train_dataloader().dataset.tokens)
 
 
@@ -140,9 +141,7 @@ def words(data: CaptionDataModule, tokens: torch.Tensor) -> list[str]:
 
 def test_captions_of_a_folder_may_go_wrong_in_training_only(tmp_path: Path) -> None:
     write_pictures(tmp_path)
-    right, wrong = (
-        open_captions(str(tmp_path), num_train=0, num_val=4, wrong=share, seed=0) for share in (0.0, 1.0)
-    )
+    right, wrong = (open_captions(str(tmp_path), num_train=0, num_val=4, wrong=share) for share in (0.0, 1.0))
     assert wrong.val.captions == right.val.captions
     assert sorted(wrong.train.captions) == sorted(right.train.captions)
     changed = [a != b for a, b in zip(wrong.train.captions, right.train.captions, strict=True)]
@@ -151,8 +150,10 @@ def test_captions_of_a_folder_may_go_wrong_in_training_only(tmp_path: Path) -> N
 
 def test_a_picture_without_a_caption_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no images"):
-        open_captions(str(tmp_path), num_train=0, num_val=0, wrong=0.0, seed=0)
+        open_captions(str(tmp_path), num_train=0, num_val=0, wrong=0.0)
     write_pictures(tmp_path)
+    with pytest.raises(ValueError, match="cannot have 20 pixels per side, allowed: multiples of 8"):
+        open_captions(str(tmp_path), num_train=0, num_val=0, wrong=0.0, size=20)
     (tmp_path / "left" / "3.txt").write_text(" \n")
     with pytest.raises(ValueError, match=r"3.png has no caption: 3.txt beside it is missing or empty"):
-        open_captions(str(tmp_path), num_train=0, num_val=0, wrong=0.0, seed=0)
+        open_captions(str(tmp_path), num_train=0, num_val=0, wrong=0.0)
