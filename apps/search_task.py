@@ -45,6 +45,7 @@ def check(task: Task, nfe: Sequence[int]) -> None:
     Raises:
         ValueError: Naming the option, its value and what is allowed.
     """
+    from thalweg.checkpoints import hub
     from thalweg.diffusion.s3.objectives import OBJECTIVES
     from thalweg.diffusion.s3.samplers import draws_pixels
 
@@ -61,7 +62,8 @@ def check(task: Task, nfe: Sequence[int]) -> None:
         raise ValueError(f"fit is {task.fit}, allowed: 0 (no fitted weights) and more")
     if task.refine < 0:
         raise ValueError(f"refine is {task.refine}, allowed: 0 (no gradients) and more")
-    if task.refine and Path(task.model).is_dir() and not draws_pixels(task.model):
+    local = Path(task.model).is_dir() or hub.shipped(task.model) is not None
+    if task.refine and local and not draws_pixels(task.model):
         raise ValueError(f"refine is {task.refine}, allowed: 0, since {task.model} does not denoise pixels")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thalweg.diffusion.draw import choose_scheduler, open_pipeline, set_scheduler, takes
 from thalweg.diffusion.library import steps_for
+from thalweg.diffusion.loading import call_options
 from thalweg.diffusion.nft.lora import LoraSpec, check_lora, lora_shapes, read_lora
 from thalweg.diffusion.order import generator
 from thalweg.diffusion.suites.pictures import Draw, Picture
@@ -84,7 +85,8 @@ def drawer(pipe: Any, *, steps: int, seed: int, options: Mapping[str, Any]) -> D
         ValueError: If the scheduler cannot do with so many evaluations, or the pipeline has no such option.
     """
     known = inspect.signature(pipe.__call__).parameters
-    given = {name: value for name, value in options.items() if value is not None}
+    asked = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {**call_options(pipe), **asked}
     for name in given:
         if name not in known:
             raise ValueError(f"{type(pipe).__name__} has no option {name}")

@@ -16,6 +16,9 @@ from thalweg.diffusion.order import generator
 from thalweg.diffusion.schedules import Flow
 from thalweg.diffusion.shapes.captions import WORDS
 from thalweg.diffusion.shapes.codec import standard_codec
+from thalweg.diffusion.suites.drawing import drawer
+from thalweg.diffusion.suites.known import Item
+from thalweg.diffusion.suites.pictures import Picture
 from thalweg.diffusion.vocabulary import UNKNOWN, Vocabulary
 
 SHAPES = Vocabulary(words=WORDS[1:])
@@ -134,3 +137,15 @@ def test_modules_of_others_are_not_imported(tmp_path: Path) -> None:
     index.write_text(index.read_text().replace("thalweg.diffusion.no_such", "antigravity"))
     with pytest.raises(ValueError, match="antigravity is not one of the libraries"):
         open_pipeline(str(tmp_path))
+
+
+def test_suites_call_it_as_it_was_trained() -> None:
+    pipe = pipeline(network())
+    pipe.set_progress_bar_config(disable=True)
+    wanted = [Picture(item=Item(index=0, text=CAPTIONS[0]), copy=0)]
+    default, zero, longer = (
+        drawer(pipe, steps=1, seed=0, options={"max_sequence_length": length})(wanted)[0].tobytes()
+        for length in (None, 0, 16)
+    )
+    assert default == zero
+    assert default != longer
