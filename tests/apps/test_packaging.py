@@ -24,6 +24,10 @@ def test_wheel_holds_only_thalweg(tmp_path: Path) -> None:
         sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*.py")}
         assert {f"thalweg/{source}" for source in sources} <= set(names)
     assert "thalweg/configs/trainer/cpu.yaml" in names
+    shipped = ROOT / "checkpoints" / "shipped"
+    weights = {p.relative_to(ROOT).as_posix() for p in shipped.rglob("*") if p.is_file()}
+    assert {f"thalweg/{file}" for file in weights} <= set(names)
+    assert "thalweg/checkpoints/shipped/shapes/model_index.json" in names
     assert any(name.startswith("thalweg/checkpoints/cards/") and name.endswith(".md") for name in names)
 
 
