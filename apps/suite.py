@@ -64,7 +64,8 @@ def evaluate_suite(
             class of diffusers such as UniPCMultistepScheduler; the pipeline's own by default, which is Euler
             for Stable Diffusion 3.
         guidance: Of classifier-free guidance; 1 for none.
-        max_sequence_length: Tokens of the T5 encoder; the pipeline's own number by default.
+        max_sequence_length: Tokens of the T5 encoder; by default those that the pipeline's folder names, or
+            its own number.
         size: Height and width in pixels; the pipeline's own by default.
         batch_size: Pictures at once.
         seed: Of the noises.
@@ -78,6 +79,7 @@ def evaluate_suite(
     import torch
 
     from thalweg.apps.suite_report import Finished, report
+    from thalweg.diffusion.loading import call_options
     from thalweg.diffusion.rewards.registry import open_rewards
     from thalweg.diffusion.suites.drawing import add_lora, drawer, open_model, read_fitting
     from thalweg.diffusion.suites.known import items_of, rewards_of, suite_of
@@ -121,7 +123,8 @@ def evaluate_suite(
             add_lora(pipe, *adapter)
         paint(arm, pictures, draw, scorers, batch_size)
     first = other or (arms[0] if len(arms) > 1 else None)
-    settings["scheduler_class"] = type(pipe.scheduler).__name__
+    said = {name: value for name, value in call_options(pipe).items() if settings[name] is None}
+    settings |= {**said, "scheduler_class": type(pipe.scheduler).__name__}
     report(Finished(known, pictures, list(specs), arms[-1], first, settings), folder)
 
 
