@@ -60,6 +60,9 @@ def write_pipeline(
         names = [str(name) for name in checkpoint.facts.get("class_names", ())]
         save_pipeline(folder, network, schedule, prediction, names)
         text = card(network, names, provenance, repo=repo, license=license)
+    mode = (folder / "model_index.json").stat().st_mode
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)  # safetensors makes files that only their owner may read
     write_json(dict(provenance), folder / "provenance.json")
     write_text(folder / "README.md", text)
 

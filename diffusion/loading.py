@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LENGTH_KEY = "_max_sequence_length"
 """Entry of ``model_index.json``."""
+_ADVISERS = ("diffusers.pipelines.pipeline_utils", "transformers.utils.import_utils")
 _OURS = re.compile(r"thalweg(\.[A-Za-z_]\w*)+")
 
 
@@ -42,7 +43,11 @@ def import_parts(index: Mapping[str, Any]) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Load without progress bars, and without the advice that our own classes are not those of diffusers."""
+    """Load without progress bars, and without advice that is of no use.
+
+    Our own classes are not those that diffusers expects, and its pipelines import image processors that they
+    do not need here and that would rather have torchvision.
+    """
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -51,8 +56,9 @@ def quiet() -> Iterator[None]:
         for library in (diffusers.utils.logging, transformers.utils.logging)
         if library.is_progress_bar_enabled()
     ]
-    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
-    logger.addFilter(_of_others)
+    loggers = [logging.getLogger(name) for name in _ADVISERS]
+    for logger in loggers:
+        logger.addFilter(_is_useful)
     for library in bars:
         library.disable_progress_bar()
     try:
@@ -60,12 +66,14 @@ def quiet() -> Iterator[None]:
     finally:
         for library in bars:
             library.enable_progress_bar()
-        logger.removeFilter(_of_others)
+        for logger in loggers:
+            logger.removeFilter(_is_useful)
 
 
-def _of_others(record: logging.LogRecord) -> bool:
+def _is_useful(record: logging.LogRecord) -> bool:
     said = record.getMessage()
-    return not (said.startswith("Expected types for") and "<class 'thalweg." in said)
+    ours = said.startswith("Expected types for") and "<class 'thalweg." in said
+    return not (ours or "requires torchvision" in said)
 
 
 def keep_call(pipe: DiffusionPipeline, index: Mapping[str, Any]) -> None:

@@ -52,6 +52,7 @@ def test_the_folder_holds_the_averaged_weights(checkpoint: Path, exported: Path)
         for name, value in found.items():
             assert torch.equal(value, wanted[f"{part}.{name}"])
     assert json.loads((exported / "provenance.json").read_text())["optimizer steps"] == 3
+    assert len({path.stat().st_mode for path in exported.rglob("*") if path.is_file()}) == 1
 
 
 def test_the_card_says_how_to_call_it(exported: Path) -> None:

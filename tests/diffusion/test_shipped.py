@@ -44,6 +44,11 @@ def test_it_is_small_and_loads_in_single_precision() -> None:
     assert np.allclose(pipe.vae.decoder, standard_codec().decoder, atol=1e-3)
 
 
+def test_loading_it_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    open_pipeline(NAME)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_it_was_trained_as_the_shipped_configuration_says() -> None:
     written = yaml.safe_load(find_config("nft/shapes_pretrain.yaml").read_text())
     provenance = json.loads((FOLDER / "provenance.json").read_text())
