@@ -66,6 +66,26 @@ class ThalwegCLI(LightningCLI):
             raise KeyboardInterrupt(how_to_resume(subcommand, self.trainer)) from None
 
 
+class PlannedCLI(ThalwegCLI):
+    """The same command line, up to the point where something would be built."""
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def _add_instantiators(self) -> None:
+        """Nothing is made."""
+
+    def instantiate_classes(self) -> None:
+        """Print the plan of the run that was configured."""
+        from thalweg.apps.dry_run import show
+
+        parser, config = self._parser(self.subcommand), self.config[self.subcommand]
+        show(yaml.safe_load(parser.dump(config)))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
 def quiet_news() -> None:
     """Keep Lightning from recommending products and from telling the obvious."""
 
@@ -93,11 +113,12 @@ def how_to_resume(command: str, trainer: L.Trainer) -> str:
     return f"continue with: thalweg fit --resume {folder}"
 
 
-def launch() -> None:
-    """Parse ``sys.argv`` and run the trainer command in it."""
+def launch(dry_run: bool = False) -> None:
+    """Parse ``sys.argv`` and run the trainer command in it, or only say what it would need."""
     quiet_news()
     quiet = {"exit_on_error": False}
-    ThalwegCLI(
+    kind = PlannedCLI if dry_run else ThalwegCLI
+    kind(
         L.LightningModule,
         L.LightningDataModule,
         subclass_mode_model=True,

@@ -25,7 +25,10 @@ thalweg's own options, expanded before Lightning's command line sees them:
   --config FILE         a file, or one shipped with thalweg such as poseidon/tiny.yaml or trainer/cpu.yaml;
                         several overlay each other, the later wins
   --resume RUN|last     continue a run folder from its last.ckpt with its saved configuration (fit only)
+  --dry-run             print parameters, memory and the work of an epoch, and train nothing (fit only);
+                        nothing is downloaded
 """
+DRY_RUN = ("--dry-run", "--dry_run")
 
 
 def run(command: str, argv: list[str]) -> None:
@@ -36,8 +39,11 @@ def run(command: str, argv: list[str]) -> None:
     """
     if any(flag in argv for flag in ("-h", "--help")):
         print(OWN_HELP)
+    dry_run = any(word in DRY_RUN for word in argv)
     try:
-        arguments = expand(command, argv)
+        if dry_run and command != "fit":
+            raise ValueError(f"--dry-run says what a fit would need; {command} has no such option")
+        arguments = expand(command, [word for word in argv if word not in DRY_RUN])
     except (ValueError, OSError) as error:
         raise as_exit(error) from None
     sys.argv = ["thalweg", command, *arguments]
@@ -49,7 +55,7 @@ def run(command: str, argv: list[str]) -> None:
     try:
         with warnings.catch_warnings():
             quiet_known_warnings()
-            launch()
+            launch(dry_run)
     except ArgumentError as error:
         text = explain(str(error))
         if f"required: {command}." in text:
