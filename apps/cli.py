@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
         "descend the Frechet distance of a searched scheduler's images",
     ),
     "sample": ("thalweg.apps.sample:sample", "images from a diffusers pipeline and any scheduler"),
+    "reward-server": ("thalweg.apps.reward_server:reward_server", "scores of pictures over HTTP"),
     "export": (
         "thalweg.apps.export:export",
         "Lightning checkpoint -> Hugging Face folder, optionally pushed",
@@ -114,7 +115,7 @@ def dispatch(words: list[str]) -> None:
 def usage() -> str:
     """The one-screen help."""
     rows = [*TRAINER.items(), *((name, text) for name, (_, text) in VERBS.items())]
-    lines = [f"  {name:<10} {text}" for name, text in rows]
+    lines = [f"  {name:<13} {text}" for name, text in rows]
     return "\n".join(
         [
             "usage: thalweg COMMAND [options]      (thalweg COMMAND --help for its options)",

@@ -40,6 +40,7 @@ class RewardServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
         self.rewards, self.limit = dict(rewards), limit
         self.locks = {name: threading.Lock() for name in rewards}
+        self._busy, self._idle = 0, threading.Condition()
 
     @property
     def url(self) -> str:
@@ -56,6 +57,26 @@ class RewardServer(ThreadingHTTPServer):
         images, prompts, metadata = unpack(body, self.limit)
         with self.locks[name]:
             return to_json(evaluate(self.rewards[name], images, prompts, metadata))
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle one connection, and count it while it lasts."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._idle:
+                self._busy -= 1
+                self._idle.notify_all()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a connection."""
+        with self._idle:
+            self._busy += 1
+        super().process_request(request, client_address)
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until no connection is under way, for so many seconds at most; whether there is none."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._busy == 0, timeout)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print what went wrong, unless a client that lost patience has hung up."""
