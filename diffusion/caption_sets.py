@@ -132,13 +132,14 @@ def _folder(folder: Path, num_val: int, wrong: float, size: int, seed: int) -> C
 
 
 def _caption(image: Path) -> str:
-    """Text of the file that goes with an image, on one line.
+    """First line with text of the file that goes with an image; others may be translations.
 
     Raises:
         ValueError: If there is no such file, or it is empty.
     """
     path = image.with_suffix(".txt")
-    text = " ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else ""
-    if not text:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = next((line.strip() for line in lines if line.strip()), "")
+    if not found:
         raise ValueError(f"{image} has no caption: {path.name} beside it is missing or empty")
-    return text
+    return found

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 EXTRA = "pip install 'thalweg[diffusion]'"
@@ -48,7 +51,7 @@ class ArraySet:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSet:
-    """Image files, decoded when they are asked for: the middle square, resized."""
+    """Image files, decoded when they are asked for: the middle square, resized, on white if transparent."""
 
     paths: list[Path]
     labels: list[int]
@@ -66,12 +69,22 @@ class FolderSet:
 
         try:
             with Image.open(self.paths[index]) as file:
-                picture = file.convert("L" if self.channels == 1 else "RGB")
+                picture = _on_white(file).convert("L" if self.channels == 1 else "RGB")
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{self.paths[index]} cannot be read as an image ({error})") from error
         picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(picture))
         return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _on_white(picture: Picture) -> Picture:
+    """A picture as it is, or on white where it is transparent, since files hide any colour there."""
+    if not picture.has_transparency_data:
+        return picture
+    from PIL import Image
+
+    paper = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(paper, picture.convert("RGBA"))
 
 
 def mnist5k() -> tuple[np.ndarray, np.ndarray]:

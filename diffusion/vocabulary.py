@@ -1,10 +1,12 @@
 """Captions as numbers, a word each, and the tokenizer of transformers that says the same.
 
-A sequence has the start, the words, the end, and padding; an empty caption is start, end and padding.
+A sequence has the start, the words, the end, and padding; an empty caption is start, end and padding. Words
+are runs of letters and digits in lower case; signs between them are left out.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 """First entries of every vocabulary. An end of index 2 would make CLIP look for the largest index instead."""
+SIGNS = r"[^\w\s]"
+"""What is between words, as a regular expression."""
 PAD, UNKNOWN, START, END = range(len(SPECIAL))
 
 
@@ -31,7 +35,7 @@ class Vocabulary:
     """Numbers of a sequence, start and end included."""
 
     def __post_init__(self) -> None:
-        strange = [w for w in self.words if not w or w != w.lower() or w.split() != [w] or w in SPECIAL]
+        strange = [word for word in self.words if split_words(word) != [word]]
         if strange or len(set(self.words)) != len(self.words):
             raise ValueError(f"words {strange or self.words}, allowed: different ones in lower case")
         if self.length < 3:
@@ -46,7 +50,7 @@ class Vocabulary:
         Raises:
             ValueError: For words that are unknown, and for captions that are too long.
         """
-        words = caption.lower().split()
+        words = split_words(caption)
         if unknown := [word for word in words if word not in self.words]:
             raise ValueError(f"words {unknown} of {caption!r} are unknown, allowed: {', '.join(self.words)}")
         if len(words) > self.length - 2:
@@ -56,12 +60,13 @@ class Vocabulary:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The same for pipelines, but that unknown words become ``<unk>`` and long captions are cut."""
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+        from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 
         table = {word: i for i, word in enumerate((*SPECIAL, *self.words))}
         backend = Tokenizer(models.WordLevel(table, unk_token=SPECIAL[UNKNOWN]))
-        backend.normalizer = normalizers.Lowercase()
+        without_signs = normalizers.Replace(Regex(SIGNS), " ")
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), without_signs])
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         backend.post_processor = processors.TemplateProcessing(
             single=f"{SPECIAL[START]} $A {SPECIAL[END]}",
@@ -77,6 +82,11 @@ class Vocabulary:
         )
 
 
+def split_words(caption: str) -> list[str]:
+    """Words of a caption."""
+    return re.sub(SIGNS, " ", caption.lower()).split()
+
+
 def words_of(captions: Iterable[str]) -> tuple[str, ...]:
     """All words of captions, in lower case and in alphabetical order."""
-    return tuple(sorted({word for caption in captions for word in caption.lower().split()}))
+    return tuple(sorted({word for caption in captions for word in split_words(caption)}))

@@ -117,7 +117,7 @@ def write_pictures(folder: Path, count: int = 24) -> None:
         place.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(place / f"{i}.png")
-        (place / f"{i}.txt").write_text(f"Picture number\n {i}\n", encoding="utf-8")
+        (place / f"{i}.txt").write_text(f"\n Picture number {i}.\nde: Bild\n", encoding="utf-8")
 
 
 def test_a_folder_holds_pictures_with_texts_of_their_names(tmp_path: Path) -> None:

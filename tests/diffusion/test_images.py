@@ -48,6 +48,15 @@ def write_image(path: Path, colour: tuple[int, int, int], size: tuple[int, int] 
     Image.new("RGB", size, colour).save(path)
 
 
+def test_transparent_images_are_on_white(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    picture.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    picture.save(tmp_path / "a.png")
+    shown = open_images(str(tmp_path), size=8, channels=3).image(0)
+    assert shown[:, 4, 1].tolist() == [0, 0, 255]
+    assert shown[:, 4, 6].tolist() == [255, 255, 255]
+
+
 def test_a_folder_has_its_sub_folders_as_classes(tmp_path: Path) -> None:
     write_image(tmp_path / "red" / "a.png", (255, 0, 0))
     write_image(tmp_path / "blue" / "b.png", (0, 0, 255))

@@ -38,11 +38,19 @@ def test_long_captions_are_refused_in_training_and_cut_in_pipelines() -> None:
     assert two.tokenizer()("a b c", truncation=True).input_ids == [START, 4, 5, END]
 
 
-@pytest.mark.parametrize("words", [("a", "a"), ("A",), ("",), ("a b",), ("<unk>",)])
+@pytest.mark.parametrize(
+    "caption", ["A red circle.", "a red, circle", " a\nred\tcircle!?", '"a red" (circle)']
+)
+def test_signs_are_left_out_by_both(caption: str) -> None:
+    assert SHAPES.ids(caption) == SHAPES.ids("a red circle")
+    assert SHAPES.tokenizer()(caption).input_ids == SHAPES.ids("a red circle")[:5]
+
+
+@pytest.mark.parametrize("words", [("a", "a"), ("A",), ("",), ("a b",), ("<unk>",), ("fox.",)])
 def test_words_are_different_and_in_lower_case(words: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="allowed: different ones in lower case"):
         Vocabulary(words=words)
 
 
 def test_words_of_captions_are_sorted() -> None:
-    assert words_of(["a Red fox", "the fox"]) == ("a", "fox", "red", "the")
+    assert words_of(["a Red fox.", "the fox's"]) == ("a", "fox", "red", "s", "the")
