@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 
 from thalweg.diffusion.captioned import MAX_SEQUENCE_LENGTH, CaptionedTransformer
 from thalweg.diffusion.export import scheduler_for
-from thalweg.diffusion.loading import LENGTH_KEY
+from thalweg.diffusion.loading import LENGTH_KEY, quiet
 from thalweg.diffusion.schedules import NoiseSchedule
 from thalweg.diffusion.shapes.codec import LinearCodec
 from thalweg.diffusion.shapes.vae import ShapesVAE
 from thalweg.diffusion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
     from torch import Tensor
 
 
@@ -44,12 +44,18 @@ def captioned_pipeline(
             f"the network knows {network.vocab_size} words in sequences of {network.length}, but the"
             f" vocabulary has {len(vocabulary)} in {vocabulary.length}"
         )
+    with quiet():
+        from diffusers import StableDiffusion3Pipeline
+
     network.eval()
     words = vocabulary.tokenizer()
+    vae = ShapesVAE.from_codec(codec).eval()
+    for parameter in vae.parameters():
+        parameter.data = parameter.data.to(network.transformer.dtype)
     pipe = StableDiffusion3Pipeline(
         transformer=network.transformer,
         scheduler=scheduler_for(schedule, prediction),
-        vae=ShapesVAE.from_codec(codec).eval(),
+        vae=vae,
         text_encoder=network.text_encoder,
         tokenizer=words,
         text_encoder_2=network.text_encoder_2,
@@ -58,7 +64,7 @@ def captioned_pipeline(
         tokenizer_3=None,
     )
     pipe.register_to_config(**{LENGTH_KEY: MAX_SEQUENCE_LENGTH})
-    return pipe.to(dtype=network.transformer.dtype)
+    return pipe
 
 
 def save_captioned(
@@ -91,4 +97,5 @@ def save_captioned(
         vocabulary=Vocabulary(words=tuple(facts["words"]), length=int(facts["length"])),
         codec=LinearCodec(**{name: value.to(torch.float32) for name, value in codec.items()}),
     )
-    pipe.save_pretrained(folder)
+    with quiet():
+        pipe.save_pretrained(folder)

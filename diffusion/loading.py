@@ -43,10 +43,10 @@ def import_parts(index: Mapping[str, Any]) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Load without progress bars, and without advice that is of no use.
+    """Load and save without progress bars, and without advice that is of no use.
 
     Our own classes are not those that diffusers expects, and its pipelines import image processors that they
-    do not need here and that would rather have torchvision.
+    do not need here and that would rather have torchvision. That parts are left out is known.
     """
     import diffusers.utils.logging
     import transformers.utils.logging
@@ -73,7 +73,8 @@ def quiet() -> Iterator[None]:
 def _is_useful(record: logging.LogRecord) -> bool:
     said = record.getMessage()
     ours = said.startswith("Expected types for") and "<class 'thalweg." in said
-    return not (ours or "requires torchvision" in said)
+    absent = said.endswith("of type <class 'NoneType'> cannot be saved.")
+    return not (ours or absent or "requires torchvision" in said)
 
 
 def keep_call(pipe: DiffusionPipeline, index: Mapping[str, Any]) -> None:
