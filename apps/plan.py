@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from thalweg.diffusion.nft.memory import Estimate
 
 Config = Mapping[str, Any]
+WEIGHTS = ("folder", "weights", "processor", "tokenizer")
+"""Options of rewards that name files or folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,8 @@ def _online(config: Config) -> OnlinePlan:
     if not isinstance(data, PromptDataModule):
         kind = f"{PromptDataModule.__module__}.PromptDataModule"
         raise ValueError(f"data is a {type(data).__name__}, needed: {kind}")
+    specs = {**module.rewards, **module.held_out}
+    rewards = _names(specs)
     where = devices(config["trainer"])
     shape = data.geometry(where.processes)
     sampler = _sampler(module.rollout)
@@ -172,9 +176,10 @@ def _online(config: Config) -> OnlinePlan:
         policy=module.policy_config,
         rollout=module.rollout,
         evaluation=module.evaluation,
-        rewards=_on_device(module),
+        rewards=rewards if module.reward_device != "cpu" else (),
         batch=shape.batch,
         images=max(shape.batches_of(rank) for rank in range(where.processes)) * shape.batch,
+        evaluated=_evaluated(data, where.processes),
         kept=steps + 2 if noisy else 1,
         reference=module.needs_reference,
         processes=where.processes,
@@ -189,7 +194,7 @@ def _online(config: Config) -> OnlinePlan:
         times=times,
         passes=1 + (not noisy) + module.needs_reference,
         estimate=estimate(setup),
-        missing=_missing(module, data),
+        missing=_missing(module, data, specs),
     )
 
 
@@ -201,16 +206,32 @@ def _sampler(rollout: Any) -> Any:
     return sampler_of(solver, rollout.steps)
 
 
-def _on_device(module: Any) -> tuple[str, ...]:
-    """Rewards, those held out included, that have networks where the policy is."""
-    if module.reward_device == "cpu":
-        return ()
-    specs = {**module.rewards, **module.held_out}
-    return tuple(spec.get("reward", name) for name, spec in specs.items())
+def _names(specs: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of rewards.
+
+    Raises:
+        RewardError: If there is no such reward, or an option is not its own.
+    """
+    from thalweg.diffusion.rewards.registry import reward_factory
+
+    names = []
+    for name, spec in specs.items():
+        options = {key: value for key, value in spec.items() if key not in ("weight", "reward")}
+        names.append(spec.get("reward", name))
+        reward_factory(names[-1], options)
+    return tuple(names)
 
 
-def _missing(module: Any, data: Any) -> list[str]:
+def _evaluated(data: Any, processes: int) -> int | None:
+    """Prompts of an evaluation on a process, as far as the configuration tells."""
+    if data.val_prompts is None:
+        return 0
+    return data.num_val and -(-data.num_val // processes)
+
+
+def _missing(module: Any, data: Any, specs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Files and folders that are named, and not there."""
     named = [data.prompts, data.val_prompts, module.policy_config.start_from]
+    named += [spec.get(key) for spec in specs.values() for key in WEIGHTS]
     paths = [value for value in named if value and value not in ("geneval", "shapes")]
     return [path for path in dict.fromkeys(paths) if not Path(path).exists()]

@@ -70,6 +70,8 @@ class Setup:
     """Images of a micro-batch."""
     images: int
     """Images of an epoch on this process."""
+    evaluated: int | None = None
+    """Images of an evaluation on this process, 0 for none; many if not given."""
     kept: int = 1
     """Latents that are stored of each image: more than the last with noisy rollouts."""
     reference: bool = True
@@ -107,11 +109,11 @@ class Estimate:
     """Memory of one process by phase."""
 
     source: str
-    """Of the architecture."""
+    """The pipeline."""
     trained: int
     """Parameters that are trained."""
     phases: tuple[Phase, ...]
-    """In their order: encode, rollout, train, evaluate."""
+    """In their order: encode, rollout, train, and evaluate if there is anything to."""
 
     @property
     def peak(self) -> int:
@@ -134,19 +136,19 @@ def estimate(setup: Setup) -> Estimate:
     latents = work.found.latents(setup.rollout.height, setup.rollout.width)
     stored = {"latents of the epoch": 4 * prod(latents) * setup.images * setup.kept}
     rollout = _drawing(work, setup.rollout, setup.drawn, -(-setup.images // setup.drawn))
-    evaluate = _drawing(work, setup.evaluation.rollout, setup.evaluation.batch_size, WAITING)
     waiting, peak = _training(work, setup.batch, latents)
     train = {"kept for the backward pass": waiting, "activations": peak - waiting}
-    return Estimate(
-        source=work.found.source,
-        trained=trained,
-        phases=(
-            Phase(name="encode", parts={**always, "text encoders": encoders, "activations": encoding}),
-            Phase(name="rollout", parts={**always, **stored, **rollout}),
-            Phase(name="train", parts={**always, **stored, **train}),
-            Phase(name="evaluate", parts={**always, **evaluate}),
-        ),
-    )
+    phases = [
+        Phase(name="encode", parts={**always, "text encoders": encoders, "activations": encoding}),
+        Phase(name="rollout", parts={**always, **stored, **rollout}),
+        Phase(name="train", parts={**always, **stored, **train}),
+    ]
+    if setup.evaluated != 0:
+        batch = setup.evaluation.batch_size
+        batches = WAITING if setup.evaluated is None else -(-setup.evaluated // batch)
+        judged = _drawing(work, setup.evaluation.rollout, batch, batches)
+        phases.append(Phase(name="evaluate", parts={**always, **judged}))
+    return Estimate(source=setup.pipeline.model, trained=trained, phases=tuple(phases))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,31 @@ REWARDS: dict[str, str] = {
 """Functions that make rewards, as ``module:function``, by name."""
 
 
+def reward_factory(name: str, options: Mapping[str, Any]) -> Callable[..., Reward]:
+    """The function that makes a reward; it is not called, so weights may be missing.
+
+    Args:
+        name: One of :data:`REWARDS`, or ``module:function``.
+        options: What it is to be called with, beside the device.
+
+    Raises:
+        RewardError: If the name is unknown, the function cannot be imported, or an option is not one of
+            its own.
+    """
+    module, _, function = REWARDS.get(name, name).partition(":")
+    if not function:
+        raise RewardError(f"reward {name!r} is unknown, allowed: {', '.join(REWARDS)}, or module:function")
+    try:
+        factory: Callable[..., Reward] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise RewardError(f"reward {name!r} cannot be imported: {error}") from None
+    try:
+        inspect.signature(factory).bind("cpu", **options)
+    except TypeError as error:
+        raise RewardError(f"reward {name!r} with options {sorted(options)}: {error}") from None
+    return factory
+
+
 def open_reward(name: str, /, device: str = "cpu", **options: Any) -> Reward:
     """Make a reward.
 
@@ -49,21 +74,9 @@ def open_reward(name: str, /, device: str = "cpu", **options: Any) -> Reward:
         options: Of its factory.
 
     Raises:
-        RewardError: If the name is unknown, the function cannot be imported, an option is not one of its own,
-            or weights are missing.
+        RewardError: See :func:`reward_factory`, and if weights are missing.
     """
-    module, _, function = REWARDS.get(name, name).partition(":")
-    if not function:
-        raise RewardError(f"reward {name!r} is unknown, allowed: {', '.join(REWARDS)}, or module:function")
-    try:
-        factory = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise RewardError(f"reward {name!r} cannot be imported: {error}") from None
-    try:
-        inspect.signature(factory).bind(device, **options)
-    except TypeError as error:
-        raise RewardError(f"reward {name!r} with options {sorted(options)}: {error}") from None
-    return factory(device, **options)
+    return reward_factory(name, options)(device, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

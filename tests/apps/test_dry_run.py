@@ -65,10 +65,14 @@ def test_online_run(
     assert row(out, "backward passes of a step") == "16 on a process, 2 times of each image"
     assert row(out, "network evaluations of images, rollout") == "120 = 5 for each"
     assert row(out, "the same, training") == "144 forward, 48 backward"
-    assert len(numbers(out, "total")) == 4
+    assert len(numbers(out, "total")) == 3  # nothing is evaluated
     assert "to be there before training: nowhere.txt" in out
     assert "this machine has" in out
     assert not list(online.parent.glob("runs"))
+    judged = dry(["--config", str(online), "--data.val_prompts=shapes", "--data.num_val=40"], capsys)
+    assert len(numbers(judged, "total")) == 4
+    pending = "images that wait for rewards"
+    assert numbers(judged, pending)[1] == pytest.approx(2 * 16 * 3 * 16 * 16 * 4 / 2**20, abs=0.01)
     twice = dry(
         ["--config", str(online), "--trainer.devices", "2", "--model.objective.kl_weight", "0"], capsys
     )
@@ -93,6 +97,8 @@ def test_errors_are_those_of_fit(online: Path) -> None:
         (["--config", str(online), "--data.group_size", "1"], "group_size is 1"),
         (["--config", str(online), "--trainer.devices", "5"], "world_size is 5, allowed: 1 to 4"),
         (["--config", str(online), "--model.pipeline.model", "some/model"], "known: stabilityai/"),
+        (["--config", str(online), "--model.rewards={pick: {}}"], "reward 'pick' is unknown, allowed: jpeg"),
+        (["--config", str(online), "--model.rewards={ocr: {size: 3}}"], "reward 'ocr' with options ['size']"),
         (["--config", "nothing.yaml"], "no configuration file 'nothing.yaml'"),
         ([], "nothing to fit"),
     ):
@@ -216,11 +222,11 @@ def test_stages_follow_each_other(capsys: pytest.CaptureFixture[str]) -> None:
         assert model["rollout"] == first["rollout"]
         same = "pickscore" in name
         assert (model["rewards"] == first["rewards"]) == same
-        before = f"runs/multi_reward_{name}"
+        before = f"runs/multi_reward_{name}/lora"
         assert f"--to {before}" in (ROOT / "nft" / f"multi_reward_{name}.yaml").read_text()
         assert data["val_prompts"].split("/")[1] == name.split("_")[1]
     out = dry(["--config", "nft/multi_reward_5_ocr.yaml"], capsys)
-    assert "runs/multi_reward_4_geneval" in out.splitlines()[-2]
+    assert "runs/multi_reward_4_geneval/lora" in out.splitlines()[-2]
 
 
 @pytest.mark.parametrize("size", [24, 80])
