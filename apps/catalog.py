@@ -95,6 +95,61 @@ def image_datasets() -> list[DatasetRef]:
     ]
 
 
+REWARD_METRICS = tuple(
+    MetricRef(
+        name=f"reward/{name}",
+        target=f"thalweg.diffusion.rewards.{module}:{name}",
+        higher_is_better=True,
+        ideal=ideal,
+        protocol=protocol,
+    )
+    for module, name, ideal, protocol in (
+        ("geneval", "geneval", 1.0, "six tasks, mean of their means; correct, strict and partial credit"),
+        ("shapes", "shapes", 1.0, "the same on ShapesWorld, with an exact detector"),
+        ("ocr", "ocr", 1.0, "1 - edit distance of what is read and the quoted text, over its length"),
+        ("clip", "pickscore", 1.0, "PickScore_v1 over 26"),
+        ("clip", "clipscore", 1.0, "cosine in CLIP ViT-L/14"),
+        ("clip", "hpsv2", 1.0, "HPSv2.1, cosine in its CLIP ViT-H/14"),
+        ("aesthetic", "aesthetic", 10.0, "LAION's improved aesthetic predictor, 1 to 10"),
+        ("imagereward", "imagereward", 2.0, "ImageReward-v1.0, about -2 to 2"),
+        ("unified", "unifiedreward", 1.0, "UnifiedReward-7b behind an OpenAI-compatible server, over 5"),
+        ("jpeg", "jpeg_compressibility", 0.0, "- kilobytes at quality 95, over 500"),
+    )
+)
+
+
+def prompt_datasets() -> list[DatasetRef]:
+    """Sets of prompts: those of grammars ship, the others are files that users download."""
+    source = "thalweg.diffusion.nft.data:open_prompts"
+    file = "thalweg.diffusion.nft.prompt_sets:read_prompts"
+    published = "DiffusionNFT's repository (NVlabs/DiffusionNFT), folder dataset"
+    made = {
+        "shapes": ("captions of ShapesWorld, GenEval's six tasks with four shapes and six colours", 960),
+        "geneval": ("GenEval's grammar, the training mixture of Flow-GRPO", 50_000),
+    }
+    files = {
+        "geneval-test": ("GenEval's 553 prompts", "evaluation_metadata.jsonl", "djghosh13/geneval"),
+        "ocr": ("prompts with a quoted text to render", "ocr/train.txt, test.txt", published),
+        "pickscore": ("Pick-a-Pic prompts", "pickscore/train.txt, test.txt", published),
+        "drawbench": ("DrawBench's 200 prompts", "drawbench/test.txt", published),
+    }
+    return [
+        DatasetRef(
+            name=f"prompts/{name}",
+            target=source,
+            kwargs={"source": name, "count": count, "seed": 42, "train": True},
+            summary=summary,
+            source="generated",
+            licence="Apache-2.0, as this program",
+            size=f"{count} by default",
+        )
+        for name, (summary, count) in made.items()
+    ] + [
+        DatasetRef(name=f"prompts/{name}", target=file, kwargs={"path": path}, summary=summary, source=where)
+        for name, (summary, path, where) in files.items()
+    ]
+
+
 def register_all() -> None:
     """Register every app of the suite that works today."""
     pde = pde_datasets()
@@ -128,4 +183,21 @@ def register_all() -> None:
         ),
         datasets=images,
         metrics=IMAGE_METRICS,
+    )
+    prompts = prompt_datasets()
+    register(
+        App(
+            name="nft",
+            summary="online fine-tuning of text-to-image models by rewards (DiffusionNFT, AWM, Flow-GRPO)",
+            module="thalweg.diffusion.nft.module.NFTModule",
+            datamodule="thalweg.diffusion.nft.data.PromptDataModule",
+            datasets=tuple(ref.name for ref in prompts),
+            metrics=tuple(ref.name for ref in REWARD_METRICS),
+            config="nft/shapes.yaml",
+            paper="Zheng et al., DiffusionNFT: Online Diffusion Reinforcement with Forward Process, "
+            "arXiv 2509.16117",
+            extra="diffusion",
+        ),
+        datasets=prompts,
+        metrics=REWARD_METRICS,
     )

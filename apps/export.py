@@ -122,15 +122,18 @@ def import_(
     ref: str,
     *,
     to: str | Path,
+    layout: Literal["scot", "mmdet-mask2former"] = "scot",
     license: str | None = None,
     dtype: DType | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Verify a published scOT checkpoint, tensor for tensor, and write it in the current layout.
+    """Verify a published checkpoint, tensor for tensor, and write it in the current layout.
 
     Args:
-        ref: Folder, ORG/NAME, or hf://ORG/NAME[@REVISION].
+        ref: Folder, ORG/NAME, or hf://ORG/NAME[@REVISION] of scOT; the file of GenEval's detector.
         to: Folder to write.
+        layout: What the checkpoint is: scot, or mmdet-mask2former, GenEval's detector of mmdet 2.x, which
+            becomes a folder of transformers.
         license: Licence identifier for the card; that of the source's card, else other, if not given.
         dtype: Store floating-point weights in this type; as published if not given.
         overwrite: Replace files of an existing folder.
@@ -147,6 +150,8 @@ def import_(
     from thalweg.pde.poseidon import ScOT
 
     target = _free_target(to, overwrite)
+    if layout == "mmdet-mask2former":
+        return _import_detector(Path(ref).expanduser(), target, license, dtype)
     source = hub.resolve(ref)
     if source.is_file():
         raise ValueError(f"{ref} is a single file; give the folder that also holds its config.json")
@@ -165,6 +170,29 @@ def import_(
     _write_aside(target, fill)
     print(f"{found}: every tensor fits {type(network).__name__} ({parameter_count(network)} parameters)")
     print(MAP.trace(tensors.load(found)).summary())
+    print(f"wrote {target}")
+    return target
+
+
+def _import_detector(file: Path, target: Path, license: str | None, dtype: DType | None) -> Path:
+    """Write the detector of GenEval as a folder of transformers."""
+    from thalweg.apps.model_card import parameter_count, versions
+    from thalweg.apps.results import write_json
+    from thalweg.checkpoints import tensors
+    from thalweg.diffusion.metrics.mmdet import mask2former_from_mmdet
+
+    network = mask2former_from_mmdet(tensors.load(file), file)
+    _cast(network, dtype)
+
+    def fill(folder: Path) -> None:
+        network.save_pretrained(folder)
+        checksums = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+        origin = {"imported from": file.name, "sha256 of it": _sha256(file)}
+        terms = {"license": license or "apache-2.0", "trained on": "COCO"}
+        write_json({**origin, **terms, **versions(), "sha256": checksums}, folder / "provenance.json")
+
+    _write_aside(target, fill)
+    print(f"{file}: every tensor fits {type(network).__name__} ({parameter_count(network)} parameters)")
     print(f"wrote {target}")
     return target
 

@@ -82,7 +82,8 @@ def write_transformer(folder: Path, pipeline: Mapping[str, Any], state: Mapping[
 
     pipe: Any = open_pipeline(pipeline["model"], revision=pipeline.get("revision"))
     network = pipe.transformer
-    strict.load_strict(network, dict(state), folder)
+    fixed = {k: v for k, v in network.state_dict().items() if k not in dict(network.named_parameters())}
+    strict.load_strict(network, {**fixed, **state}, folder)
     network.to(next(iter(state.values())).dtype).save_pretrained(folder)
 
 
@@ -95,6 +96,8 @@ def card(
     base = str(without_machine_paths(str(settings["pipeline"]["model"])))
     rewards = [f"- {name}, weight {spec.get('weight', 1.0)}" for name, spec in settings["rewards"].items()]
     kind = "LoRA" if lora else "transformer"
+    data = (provenance.get("app_config", {}).get("data") or {}).get("init_args") or {}
+    prompts = without_machine_paths(str(data.get("prompts", "")))
     lines = [
         "from diffusers import DiffusionPipeline, SD3Transformer2DModel",
         f'pipe = DiffusionPipeline.from_pretrained("{base}")',
@@ -111,6 +114,7 @@ def card(
             summary=f"A {kind} for {base}, fine-tuned online by rewards.",
             tags=("text-to-image", "diffusers", *(("lora",) if lora else ())),
             base_model=base if "/" in base else None,
+            datasets=(prompts,) if prompts else (),
             provenance={k: v for k, v in provenance.items() if k != "app_config"},
             config=provenance.get("app_config", {}),
             fields={"load": "\n".join(lines), "rewards": "\n".join(rewards)},

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
 
+
 def sample(
     *,
     pipeline: str,

@@ -169,6 +169,8 @@ class NFTObjective:
     """What is left of advantages."""
     weighting: Weighting = "adaptive_x0"
     """Which errors are compared."""
+    negative: bool = True
+    """Fit the policy that is led away from bad samples as well; only comparisons go without."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.start, self.laps = time.perf_counter(), dict[str, float]()
+        self.cpu = time.process_time()
 
     def lap(self, name: str) -> None:
         """End a part."""
@@ -31,8 +32,9 @@ class Clock:
         self.laps[name], self.start = now - self.start, now
 
     def seconds(self) -> dict[str, float]:
-        """Of each part."""
-        return {f"seconds_{name}": value for name, value in self.laps.items()}
+        """Of each part, and of all processor cores together."""
+        laps = {f"seconds_{name}": value for name, value in self.laps.items()}
+        return laps | {"seconds_cpu": time.process_time() - self.cpu}
 
 
 class Means:

@@ -52,6 +52,7 @@ def nft_loss(
     adv_mode: AdvMode = "all",
     weighting: Weighting = "adaptive_x0",
     noise: Tensor | None = None,
+    negative: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a batch, A_max / beta mean(r plus + (1 - r) minus) + kl_weight mean((v - v_ref)^2).
 
@@ -72,6 +73,7 @@ def nft_loss(
         weighting: ``adaptive_x0`` compares data estimates x_t - t u and divides by their mean absolute error;
             ``velocity`` compares velocities.
         noise: Noise in x_t, for ``velocity``; taken from x_t and x0 if it is missing and no t is 0.
+        negative: Without it only v_plus is fitted, for comparison: such training collapses.
 
     Returns:
         The loss, and detached metrics: total_loss and policy_loss (its part without the reference),
@@ -93,7 +95,8 @@ def nft_loss(
     v_old, x_t, x0 = (at_least_float32(a.detach()) for a in (v_old, x_t, x0))
     branches = branch_losses(v, v_old, x_t, x0, t, beta=beta, weighting=weighting, noise=noise)
     r_B = optimality(advantage.detach().double(), adv_clip_max=adv_clip_max, adv_mode=adv_mode)
-    unweighted = ((r_B * branches.plus + (1 - r_B) * branches.minus) / beta).mean()
+    away = (1 - r_B) * branches.minus if negative else 0.0
+    unweighted = ((r_B * branches.plus + away) / beta).mean()
     policy = adv_clip_max * unweighted
     metrics = _moves(v.detach(), v_old, x0) | {"policy_loss": policy, "unweighted_policy_loss": unweighted}
     loss = policy

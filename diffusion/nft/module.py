@@ -11,7 +11,7 @@ from thalweg.diffusion.nft.advantage import optimality
 from thalweg.diffusion.nft.collect import Artist, noisy_steps
 from thalweg.diffusion.nft.config import AWMObjective, GRPOObjective, NFTObjective
 from thalweg.diffusion.nft.decay import Decay
-from thalweg.diffusion.nft.online_module import OnlineModule
+from thalweg.diffusion.nft.online import OnlineModule
 from thalweg.diffusion.nft.training import Loss, Terms, forward_losses, grpo_losses
 
 
@@ -20,7 +20,7 @@ class NFTModule(OnlineModule):
 
     Args:
         objective: The loss.
-        kwargs: See :class:`~thalweg.diffusion.nft.online_module.OnlineModule`.
+        kwargs: See :class:`~thalweg.diffusion.nft.online.OnlineModule`.
     """
 
     def __init__(self, objective: NFTObjective = NFTObjective(), **kwargs: Any) -> None:  # noqa: B008
@@ -54,7 +54,7 @@ class AWMModule(OnlineModule):
 
     Args:
         objective: The loss.
-        kwargs: See :class:`~thalweg.diffusion.nft.online_module.OnlineModule`.
+        kwargs: See :class:`~thalweg.diffusion.nft.online.OnlineModule`.
     """
 
     def __init__(self, objective: AWMObjective = AWMObjective(), **kwargs: Any) -> None:  # noqa: B008
@@ -87,7 +87,7 @@ class FlowGRPOModule(OnlineModule):
     Args:
         objective: The loss, and the noise of rollouts.
         decay: See OnlineModule; the policy that samples is the trained one by default.
-        kwargs: See :class:`~thalweg.diffusion.nft.online_module.OnlineModule`.
+        kwargs: See :class:`~thalweg.diffusion.nft.online.OnlineModule`.
     """
 
     def __init__(

@@ -13,24 +13,19 @@ REPEATED = ("transformer_blocks", "single_transformer_blocks")
 """Lists of layers in transformers of diffusers."""
 
 
-def shard(policy: Policy, strategy: Any, shape: Geometry) -> None:
-    """Split the weights where the strategy is Lightning's ModelParallelStrategy; else nothing is done.
+def shard(policy: Policy, mesh: Any, shape: Geometry) -> None:
+    """Split the weights over a mesh of devices.
 
     Adapters are split as their layers are, all of them alike, so that averages need no other process.
 
     Raises:
         ValueError: If processes would have different numbers of batches; they must ask the network together.
     """
-    from lightning.pytorch.strategies import ModelParallelStrategy
-
-    if not isinstance(strategy, ModelParallelStrategy):
-        return
     if not shape.even:
         raise ValueError(
             f"groups is {shape.groups} on {shape.world_size} processes, allowed with sharded weights:"
             " a multiple of the number of processes"
         )
-    mesh = strategy.device_mesh["data_parallel"]
     for network in policy.networks.values():
         shard_network(network, mesh)
     if isinstance(policy, LoraPolicy):

@@ -119,6 +119,7 @@ def objective_loss(
             adv_mode=objective.adv_mode,
             weighting=objective.weighting,
             noise=noise,
+            negative=objective.negative,
         )
     return awm_loss(
         *given,

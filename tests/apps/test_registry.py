@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,8 @@ def named_as(group: str, entries: Iterable[str]) -> list[str]:
 
 def test_data_sets_and_metrics_are_of_known_groups() -> None:
     names = [*registry.datasets(), *registry.metrics()]
-    assert sorted(names) == sorted(named_as("pde/", names) + named_as("image/", names))
+    known = [name for group in ("pde/", "image/", "prompts/", "reward/") for name in named_as(group, names)]
+    assert sorted(names) == sorted(known)
 
 
 @pytest.mark.parametrize("name", named_as("pde/", registry.datasets()))
@@ -70,6 +72,27 @@ def test_every_image_metric_is_ideal_on_equal_sets(name: str) -> None:
     number = value[0] if isinstance(value, tuple) else value
     # The kernel distance is unbiased: within a set it leaves out what every image has in common with itself.
     assert number == pytest.approx(ref.ideal, abs=1e-6 if name == "image/fid" else 0.05)
+
+
+GENERATED = ("prompts/shapes", "prompts/geneval")
+
+
+@pytest.mark.parametrize("name", named_as("prompts/", registry.datasets()))
+def test_prompts_are_generated_or_read_from_a_file(name: str, tmp_path: Path) -> None:
+    ref = registry.datasets()[name]
+    if name in GENERATED:
+        assert len(resolve(ref.target)(**{**ref.kwargs, "count": 50})) == 50
+        return
+    with pytest.raises(ValueError, match="does not exist"):
+        resolve(ref.target)(**{**ref.kwargs, "path": tmp_path / Path(ref.kwargs["path"].split(",")[0]).name})
+    assert ref.source
+
+
+@pytest.mark.parametrize("name", named_as("reward/", registry.metrics()))
+def test_every_reward_metric_is_a_reward_of_that_name(name: str) -> None:
+    from thalweg.diffusion.rewards.registry import REWARDS
+
+    assert REWARDS[name.removeprefix("reward/")] == registry.metrics()[name].target
 
 
 @pytest.mark.parametrize("name", named_as("pde/", registry.metrics()))

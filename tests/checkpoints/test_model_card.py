@@ -8,6 +8,7 @@ from thalweg.checkpoints.model_card import Card, read_front_matter, render, temp
 FIELDS = {"channels_in": 4, "channels_out": 4, "resolution": 128, "class_path": "thalweg.x.Net"}
 FIELDS |= {"import": "from x import P", "pipeline": "P", "arguments": "batch_size=4, ", "classes": "cat, dog"}
 FIELDS |= {"max_sequence_length": 0, "words_most": 10, "words": "a, fox"}
+FIELDS |= {"load": 'load("org/scot-t")', "rewards": "- shapes"}
 CARD = Card(
     name="scOT T",
     repo="org/scot-t",
@@ -62,7 +63,9 @@ def test_absolute_paths_lose_their_folders() -> None:
 
 
 def test_unknown_template_and_missing_place_are_named() -> None:
-    with pytest.raises(ValueError, match="card template 'posidon' is unknown, allowed: captioned, network, pipe"):
+    with pytest.raises(
+        ValueError, match="card template 'posidon' is unknown, allowed: captioned, network, pipe"
+    ):
         render("posidon", CARD)
     with pytest.raises(ValueError, match="needs a value for 'class_path'"):
         render("network", Card(name="x", repo="x", license="mit", summary="s"))

@@ -106,6 +106,7 @@ class Run:
     method: str = "nft"
     """nft, awm or grpo."""
     adv_mode: AdvMode = "all"
+    negative: bool = True
     epochs: int = 20
     lr: float = 1e-3
     beta: float = 1.0
@@ -153,7 +154,8 @@ def _forward(
             v_old = old(x_t, t, label)
         given = (v, v_old, None, x_t, x0, t, advantage)
         if run.method == "nft":
-            loss, _ = nft_loss(*given, beta=run.beta, kl_weight=0, adv_clip_max=5, adv_mode=run.adv_mode)
+            how = {"adv_mode": run.adv_mode, "negative": run.negative}
+            loss, _ = nft_loss(*given, beta=run.beta, kl_weight=0, adv_clip_max=5, **how)
         else:
             loss, _ = awm_loss(*given, kl_weight=0, adv_clip_max=5, old_weight=1.0, noise=eps)
         (loss / levels.shape[1]).backward()

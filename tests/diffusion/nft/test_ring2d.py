@@ -3,15 +3,16 @@
 Hit rates measured on three seeds, before and after 20 epochs of 576 samples, no method tuned:
 
 ====  ====  ====  =====================  ====  ==========
-seed  base  NFT   positive branch alone  AWM   Flow-GRPO
+seed  base  NFT   positive advantages    AWM   Flow-GRPO
 ====  ====  ====  =====================  ====  ==========
 0     .454  .747  .671                   .591  .916
 1     .445  .728  .673                   .495  .920
 2     .495  .754  .691                   .603  .915
 ====  ====  ====  =====================  ====  ==========
 
-The positive branch alone gained less than both branches in every run, but never fell below the base: not in
-60 epochs, nor in 120 with the published decay (.64 to .77 at learning rates 3e-4 and 1e-3).
+Positive advantages (adv_mode) still have both branches. Without the negative branch
+ the policy rises at first and then collapses, as in the paper: .590 .623 .615 after 20 epochs,
+.401 .544 .493 after 60.
 """
 
 import pytest
@@ -33,11 +34,11 @@ def test_policies_improve(method: str, least: float, base: float) -> None:
     assert hit_rate(finetune(pretrained(0), Run(method=method))) > base + least
 
 
-def test_negative_branch_helps(base: float) -> None:
+def test_the_positive_branch_alone_collapses(base: float) -> None:
     both, positive = (
-        hit_rate(finetune(pretrained(0), Run(epochs=60, adv_mode=mode))) for mode in ("all", "positive_only")
+        hit_rate(finetune(pretrained(0), Run(epochs=60, negative=negative))) for negative in (True, False)
     )
-    assert positive < both - 0.03
+    assert positive < base < both - 0.2
 
 
 def test_runs_repeat_bitwise_and_leave_the_base_alone() -> None:

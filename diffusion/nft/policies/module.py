@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from thalweg.core_optim.build import Optimization, build
@@ -144,7 +145,9 @@ class PolicyModule(L.LightningModule):
         for how in (self.rollout, self.evaluation.rollout):
             self.scene.sampler(how)
             self.scene.latents(how)
-        shard(self.policy, self.trainer.strategy, self.shape_of_epoch)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            mesh = self.trainer.strategy.device_mesh["data_parallel"]
+            shard(self.policy, mesh, self.shape_of_epoch)
 
     @property
     def needs_reference(self) -> bool:
@@ -220,7 +223,7 @@ class PolicyModule(L.LightningModule):
         if self.trainer.sanity_checking:
             self._start = {f"start/{name}": value for name, value in self.judged.items()}
         else:
-            self.log_dict({f"val/{name}": value for name, value in self.judged.items()})
+            self.log_dict({f"val/{k}": value for k, value in self.judged.items()}, sync_dist=True)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Weights of the policies that move; what is frozen comes from the pipeline."""

@@ -21,7 +21,7 @@ from thalweg.diffusion.nft.advantage import group_advantage
 from thalweg.diffusion.nft.collect import Artist, Samples, collect, spread
 from thalweg.diffusion.nft.data import EpochPlan
 from thalweg.diffusion.nft.geometry import Geometry
-from thalweg.diffusion.nft.policy_module import PolicyModule
+from thalweg.diffusion.nft.policies.module import PolicyModule
 from thalweg.diffusion.nft.training import Loss, Terms, steps_of_epoch
 
 
@@ -60,7 +60,7 @@ class OnlineModule(PolicyModule):
         self._start = {}
         diagnostics.warn_if_constant(rewards)
         named = {k if k.startswith("start/") else f"train/{k}": float(v) for k, v in metrics.items()}
-        self.log_dict(named, batch_size=1, on_step=False, on_epoch=True)
+        self.log_dict(named, batch_size=1, on_step=False, on_epoch=True, sync_dist=True)
 
     def _share(self, samples: Samples, total: int) -> tuple[Tensor, dict[str, Tensor], list[int]]:
         """Rewards, their parts and the groups of all images of the epoch, in the order of their numbers."""
