@@ -5,17 +5,19 @@ Shapes: B images, C = 3 channels, H x W pixels.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thalweg.diffusion.metrics.geneval import Detections, ImageScore, by_tag, score_image
-from thalweg.diffusion.rewards.base import Metadata, RewardError, RewardResult, as_bytes
+from thalweg.diffusion.rewards.base import Metadata, Reward, RewardError, RewardResult, as_bytes
+from thalweg.diffusion.rewards.detectors import open_detector
+from thalweg.diffusion.rewards.registry import open_reward
 
 Detector = Callable[[np.ndarray, Metadata], Detections]
 """Finds objects in bytes (H, W, C), for a prompt with that metadata: raw, by class, perhaps with colours."""
@@ -62,26 +64,34 @@ class GenEvalReward:
 
 
 def geneval(
-    device: str = "cpu", *, detector: str | None = None, reference_quirks: bool = False
-) -> GenEvalReward:
-    """GenEval with a detector of the user.
+    device: str = "cpu", *, detector: str | None = None, reference_quirks: bool = False, **options: Any
+) -> Reward:
+    """GenEval with any detector.
 
     Args:
         device: Where the detector runs.
-        detector: ``module:function``, called with the device for a :data:`Detector`.
+        detector: ``mask2former``, that of GenEval for photographs, with ``weights``, ``clip`` and
+            ``legacy_bgr`` (see :func:`thalweg.diffusion.rewards.detectors.mask2former`); ``shapes``;
+            ``remote``, a reward server whose own ``geneval`` detects and scores, with ``url``; or
+            ``module:function``, called with the device and the options for a :data:`Detector`.
         reference_quirks: Score a wrong position as the published code does.
+        options: Of the detector.
 
     Raises:
-        RewardError: If there is no detector, or it cannot be imported.
+        RewardError: If there is no detector, it cannot be imported, or weights or a server are missing.
     """
     if detector is None:
-        raise RewardError("reward 'geneval' needs 'detector', a module:function that makes one from a device")
-    module, _, function = detector.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RewardError(f"detector {detector!r} is not module:function: {error}") from None
-    return GenEvalReward(detect=make(device), reference_quirks=reference_quirks)
+        raise RewardError(
+            "reward 'geneval' needs 'detector': mask2former, shapes, remote, or a module:function that makes"
+            " one from a device"
+        )
+    if detector == "remote":
+        if reference_quirks:
+            raise RewardError("reference_quirks is an option of the server's geneval, not of the client's")
+        return open_reward("remote", device, **{"name": "geneval", **options})
+    return GenEvalReward(
+        detect=open_detector(detector, device, dict(options)), reference_quirks=reference_quirks
+    )
 
 
 def _vector(values: Sequence[float]) -> Tensor:
