@@ -111,7 +111,7 @@ def evaluate_suite(
         "rewards": specs,
     }
     settings_match(folder / SETTINGS, settings)
-    other = None if compare is None else compared(Path(compare), settings)
+    other = None if compare is None else compared(Path(compare), settings, pictures)
     scorers = open_rewards(specs, where).rewards
     pipe = open_model(model, scheduler, getattr(torch, dtype), where)
     draw = drawer(pipe, steps=steps, seed=seed, options=options)
@@ -168,11 +168,11 @@ def arms_of(folder: Path, adapted: bool, before: bool) -> list[Arm]:
     return [Arm(folder=folder, name=name) for name in names]
 
 
-def compared(folder: Path, settings: Mapping[str, Any]) -> Arm:
+def compared(folder: Path, settings: Mapping[str, Any], pictures: Sequence[Picture]) -> Arm:
     """The pictures of another evaluation.
 
     Raises:
-        ValueError: If there is none, or it has other prompts or noises.
+        ValueError: If there is none, it has other prompts or noises, or it is not finished.
     """
     from thalweg.diffusion.suites.pictures import Arm
 
@@ -185,7 +185,14 @@ def compared(folder: Path, settings: Mapping[str, Any]) -> Arm:
             raise ValueError(
                 f"{folder} cannot be compared with: its {name} is {theirs.get(name)}, here {settings[name]}"
             )
-    return Arm(folder=folder, name="after" if theirs.get("lora") else "pictures")
+    arm = Arm(folder=folder, name="after" if theirs.get("lora") else "pictures")
+    undone = sum(
+        not (scores and arm.path(picture).is_file())
+        for picture, scores in zip(pictures, arm.read(pictures), strict=True)
+    )
+    if undone:
+        raise ValueError(f"{folder} lacks {undone} of {len(pictures)} pictures or scores; finish it first")
+    return arm
 
 
 def keep(folder: Path, settings: Mapping[str, Any], items: Sequence[Item]) -> None:

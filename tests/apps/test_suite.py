@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,10 @@ def test_schedules_are_compared_on_equal_noises(
     assert "+-" in capsys.readouterr().out
     with pytest.raises(ValueError, match=f"{evaluated} cannot be compared with: its seed is 0, here 1"):
         evaluate_suite(**common, seed=1, compare=str(evaluated), out=str(tmp_path / "c"))
+    shutil.copytree(evaluated, tmp_path / "half")
+    (tmp_path / "half" / "after" / "00003_00.png").unlink()
+    with pytest.raises(ValueError, match="half lacks 1 of 8 pictures or scores; finish it first"):
+        evaluate_suite(**common, compare=str(tmp_path / "half"), out=str(tmp_path / "c"))
     with pytest.raises(ValueError, match="is no folder of thalweg evaluate --suite"):
         evaluate_suite(**common, compare=str(tmp_path), out=str(tmp_path / "c"))
 

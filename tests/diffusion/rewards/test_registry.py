@@ -178,7 +178,10 @@ def test_parts_may_be_absent_and_scores_of_numpy_are_taken() -> None:
             r"\['a'\] with weights of \['b'\]",
         ),
         (lambda: combine({}, {}), "no reward to add"),
-        (lambda: open_reward("geneval", detector="math:no"), "'math:no' is none of mask2former, shapes, remote"),
+        (
+            lambda: open_reward("geneval", detector="math:no"),
+            "'math:no' is none of mask2former, shapes, remote",
+        ),
         (lambda: evaluate(Constant([1.0]), torch.zeros(1, 1, 8, 8), [""], [{}]), r"\(1, 1, 8, 8\)"),
         (lambda: evaluate(Constant([1.0]), torch.zeros(1, 3, 8, 8).byte(), [""], [{}]), "uint8"),
         (lambda: evaluate(Constant([1.0]), torch.zeros(1, 3, 8, 8), [], [{}]), "1 images, 0 prompts"),
