@@ -184,7 +184,7 @@ def test_a_suite_without_tasks_takes_a_file_and_several_pictures(
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"suite": "ocr"}, "suite ocr needs --prompts FILE; the published one is dataset/ocr/test.txt"),
     ({"suite": "drawbench", "prompts": "txt"}, "suite drawbench has no reward of its own"),
-    ({"suite": "geneval"}, "detector"),
+    ({"suite": "geneval"}, "reward 'geneval' needs 'weights', the folder that `thalweg import"),
     ({"samples_per_prompt": -1}, "samples_per_prompt is -1"),
     ({"batch_size": 0}, "batch_size is 0, allowed: 1 and more"),
     ({"steps": 0}, "cannot ask the network 0 times"),
