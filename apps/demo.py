@@ -1,6 +1,7 @@
 """``thalweg demo``: the whole story on two CPU cores, through the same commands that a user types.
 
-A small image model learns handwritten digits, and schedules are searched that draw them in few steps.
+A small image model learns handwritten digits, and schedules are searched that draw them in few steps. A small
+text-to-image model that comes with the package is fine-tuned online by a reward.
 Two pretraining sets and an unseen downstream set come from our solvers. A small scOT is pretrained and
 fine-tuned on few trajectories, then compared with the same network and an FNO trained from scratch.
 """
@@ -21,7 +22,7 @@ from typing import IO
 DOWNSTREAM = "NS-PwC"
 PRETRAINING = ("NS-Sines", "NS-Gauss")
 MODELS = ("finetuned", "scratch", "fno")
-PARTS = ("steps", "data", "fits", "pretrained", "results", "gains", "digits", "search")
+PARTS = ("steps", "data", "fits", "pretrained", "results", "gains", "digits", "search", "lora", "shapes")
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots: jsonargparse reads the default from __dict__
@@ -54,6 +55,10 @@ class Plan:
     """Schedules that each search tries."""
     fitted: int = 36
     """How many of them have weights that are fitted to a fine solver."""
+    online_epochs: int = 20
+    """Epochs of online fine-tuning, of 192 images each."""
+    judged: int = 240
+    """Captions that judge it, and a third more with combinations that were held out."""
 
 
 _PLAN = Plan()
@@ -142,7 +147,7 @@ def plan_steps(folder: Path, plan: Plan) -> list[Step]:
     weights = folder / "fits/pretrained/run/checkpoints/last.ckpt"
     argv = ("export", f"--ckpt={weights}", f"--to={pretrained}", "--overwrite")
     export = step_of(folder, "export_pretrained", *argv)
-    steps += image_steps(folder, plan)
+    steps += [*image_steps(folder, plan), *online_steps(folder, plan)]
     steps += [
         replace(pretraining, needs=tuple(f"generate_{name}" for name in PRETRAINING)),
         replace(export, needs=(pretraining.name,)),
@@ -179,6 +184,25 @@ def image_steps(folder: Path, plan: Plan) -> list[Step]:
         *("--fresh=100", "--variants=4"),
     )
     return [fit, replace(export, needs=(fit.name,)), replace(search, needs=(export.name,))]
+
+
+def online_steps(folder: Path, plan: Plan) -> list[Step]:
+    """Fine-tune the text-to-image model by its reward, make a LoRA of it, and judge it."""
+    logger = "--trainer.logger.init_args"
+    where = (f"{logger}.save_dir={folder / 'fits'}", f"{logger}.name=online", f"{logger}.version=run")
+    cache = f"--model.init_args.pipeline.cache={folder / 'fits' / 'prompts'}"
+    size = (f"--trainer.max_epochs={plan.online_epochs}", cache)
+    fit = step_of(folder, "fit_online", "fit", "--config", "nft/shapes.yaml", *size, *where)
+    weights, lora = folder / "fits/online/run/checkpoints/last.ckpt", folder / "lora"
+    argv = ("export", f"--ckpt={weights}", f"--to={lora}", "--weights=raw", "--overwrite")
+    export = step_of(folder, "export_online", *argv)
+    judge = step_of(
+        folder,
+        "evaluate_online",
+        *("evaluate", "--suite=shapes", "--model=shipped/shapes", f"--lora={lora}", "--steps=20"),
+        *(f"--num_prompts={plan.judged}", "--batch_size=80", f"--out={folder / 'shapes'}"),
+    )
+    return [fit, replace(export, needs=(fit.name,)), replace(judge, needs=(export.name,))]
 
 
 def step_of(folder: Path, name: str, *argv: str) -> Step:

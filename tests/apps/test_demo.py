@@ -77,13 +77,15 @@ def test_the_whole_demo_at_small_sizes(tmp_path: Path) -> None:
         pretraining_steps=4,
         steps=3,
         digits_epochs=1,
+        online_epochs=1,
+        judged=12,
         nfe=(3,),
         schedules=10,
         fitted=6,
     )
     demo(str(tmp_path), plan=plan)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") >= 7
+    assert page.count("<img") >= 8
     assert 'src="data:image/png;base64,' in page
     errors = json.loads((tmp_path / "summary.json").read_text())["median_relative_l1_error_percent"]
     assert set(errors) == set(MODELS)
