@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from thalweg.diffusion.nft.memory import Estimate
 
 Config = Mapping[str, Any]
-WEIGHTS = ("folder", "weights", "processor", "tokenizer")
+WEIGHTS = ("folder", "weights", "processor", "tokenizer", "clip")
 """Options of rewards that name files or folders."""
 
 
@@ -94,7 +94,7 @@ def plan(config: Config) -> Plan:
         ValueError: If the run could not start, or its network is not known.
     """
     kind = build.import_class(config["model"]["class_path"])
-    online = sys.modules.get("thalweg.diffusion.nft.online_module")  # there if its subclass is
+    online = sys.modules.get("thalweg.diffusion.nft.online")  # there if its subclass is
     if online is not None and issubclass(kind, online.OnlineModule):
         return _online(config)
     return _network(config)
@@ -207,7 +207,7 @@ def _sampler(rollout: Any) -> Any:
 
 
 def _names(specs: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names of rewards.
+    """Names of rewards that have networks here.
 
     Raises:
         RewardError: If there is no such reward, or an option is not its own.
@@ -217,8 +217,10 @@ def _names(specs: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     names = []
     for name, spec in specs.items():
         options = {key: value for key, value in spec.items() if key not in ("weight", "reward")}
-        names.append(spec.get("reward", name))
-        reward_factory(names[-1], options)
+        reward = spec.get("reward", name)
+        reward_factory(reward, options)
+        if options.get("detector") not in ("remote", "shapes"):
+            names.append(reward)
     return tuple(names)
 
 

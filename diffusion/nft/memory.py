@@ -31,7 +31,7 @@ from thalweg.diffusion.nft.live import (
     training_bytes,
 )
 from thalweg.diffusion.nft.lora import LoraSpec
-from thalweg.diffusion.nft.policy import LoraPolicy, ask
+from thalweg.diffusion.nft.policy import FullPolicy, LoraPolicy, ask
 from thalweg.diffusion.nft.published import Architecture, architecture, weight_bytes
 from thalweg.diffusion.nft.rollout import decode
 
@@ -187,10 +187,10 @@ def _transformer(work: _Work) -> tuple[Any, int]:
     """The network with its adapters, and the bytes without them."""
     network = work.build("transformer", work.pipeline.dtype)
     size = weight_bytes(network)
-    if work.lora is None:
-        network.requires_grad_(True)
-    else:
-        with torch.device("meta"):
+    with torch.device("meta"):
+        if work.lora is None:
+            FullPolicy(network, reference=False)
+        else:
             LoraPolicy(network, work.lora)
     if work.pipeline.gradient_checkpointing:
         network.enable_gradient_checkpointing(checkpointed(work.kernels()))

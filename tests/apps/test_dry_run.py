@@ -68,6 +68,9 @@ def test_online_run(
     assert len(numbers(out, "total")) == 3  # nothing is evaluated
     assert "to be there before training: nowhere.txt" in out
     assert "this machine has" in out
+    assert row(dry(["--config", str(online), "--model.rewards={pickscore: {}}"], capsys), "rewards")
+    served = "--model.rewards={geneval: {detector: remote, url: somewhere}}"
+    assert "\n  rewards " not in dry(["--config", str(online), served], capsys)
     assert not list(online.parent.glob("runs"))
     judged = dry(["--config", str(online), "--data.val_prompts=shapes", "--data.num_val=40"], capsys)
     assert len(numbers(judged, "total")) == 4
@@ -99,6 +102,10 @@ def test_errors_are_those_of_fit(online: Path) -> None:
         (["--config", str(online), "--model.pipeline.model", "some/model"], "known: stabilityai/"),
         (["--config", str(online), "--model.rewards={pick: {}}"], "reward 'pick' is unknown, allowed: jpeg"),
         (["--config", str(online), "--model.rewards={ocr: {size: 3}}"], "reward 'ocr' with options ['size']"),
+        (
+            ["--config", str(online), "--model.policy.kind=full", "--model.pipeline.dtype=bfloat16"],
+            "allowed in full fine-tuning: float32",
+        ),
         (["--config", "nothing.yaml"], "no configuration file 'nothing.yaml'"),
         ([], "nothing to fit"),
     ):
@@ -237,8 +244,10 @@ def test_variants_fit_their_gpu(size: int, capsys: pytest.CaptureFixture[str]) -
     assert max(numbers(out, "total")) * GIB < size * 1e9
     assert row(out, "images") == "1,152 = 48 groups of 24"
     published, variant = read("sd35_geneval"), read(f"sd35_geneval_{size}gb")
-    for key in ("objective", "rewards", "decay", "times", "optim", "policy", "max_grad_norm"):
+    for key in ("objective", "decay", "times", "optim", "policy", "max_grad_norm"):
         assert published[0][key] == variant[0][key]
+    slips = {"legacy_bgr": True, "reference_quirks": True}
+    assert published[0]["rewards"]["geneval"] == variant[0]["rewards"]["geneval"] | slips
 
 
 def test_every_config_is_named_here() -> None:
