@@ -45,7 +45,8 @@ def _network(found: NetworkPlan) -> Iterator[Any]:
     table.add_row("total without activations", _number(total, unit))
     yield table
     yield "not counted: activations, libraries of the GPU, fragments, scratch of kernels"
-    yield from _sharded(found.devices)
+    if found.devices.sharded:
+        yield "weights are counted as if they were whole on every device; the strategy splits them"
 
 
 def _online(found: OnlinePlan) -> Iterator[Any]:
@@ -65,7 +66,6 @@ def _online(found: OnlinePlan) -> Iterator[Any]:
     largest = max(memory.phases, key=lambda phase: phase.total)
     yield f"largest: {largest.name}, {_size(memory.peak)}; {_fits(memory.peak, found.devices)}"
     yield "not counted: libraries of the GPU, fragments, scratch of kernels, activations of rewards"
-    yield from _sharded(found.devices)
     if found.missing:
         yield f"to be there before training: {', '.join(found.missing)}"
 
@@ -136,8 +136,3 @@ def _ram() -> int:
     if not hasattr(os, "sysconf"):
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _sharded(devices: Devices) -> Iterator[str]:
-    if devices.sharded:
-        yield "weights are counted as if they were whole on every device; the strategy splits them"

@@ -183,6 +183,7 @@ def _online(config: Config) -> OnlinePlan:
         kept=steps + 2 if noisy else 1,
         reference=module.needs_reference,
         processes=where.processes,
+        sharded=where.sharded,
         autocast=where.autocast,
         gpu=where.gpu,
     )

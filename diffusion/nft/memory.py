@@ -2,8 +2,8 @@
 
 Weights, optimizer states and what is stored are counted from shapes; what a forward and a backward pass hold
 is counted by running them on the meta device (:mod:`thalweg.diffusion.nft.live`). Not in it: the context of
-the GPU and its libraries, fragments of the allocator, scratch memory of kernels, activations in networks of
-rewards, and the sharding of weights over GPUs.
+the GPU and its libraries, fragments of the allocator, scratch memory of kernels, and activations in networks
+of rewards.
 
 Shapes: B images of a batch, latents C x H x W.
 """
@@ -34,6 +34,7 @@ from thalweg.diffusion.nft.lora import LoraSpec
 from thalweg.diffusion.nft.policy import FullPolicy, LoraPolicy, ask
 from thalweg.diffusion.nft.published import Architecture, architecture, weight_bytes
 from thalweg.diffusion.nft.rollout import decode
+from thalweg.diffusion.nft.sharding import REPEATED
 
 REWARD_PARAMETERS = {
     "pickscore": 986_109_441,  # CLIP-H/14
@@ -78,6 +79,8 @@ class Setup:
     """Whether the loss looks at the reference."""
     processes: int = 1
     """Processes that train together."""
+    sharded: bool = False
+    """Whether they split the weights of the transformer, block by block."""
     autocast: torch.dtype | None = None
     """Precision of autocast."""
     gpu: bool = True
@@ -202,17 +205,33 @@ def _resident(work: _Work, setup: Setup) -> tuple[dict[str, int], int]:
     network, frozen = _transformer(work)
     trained = nn.ParameterList(value for value in network.parameters() if value.requires_grad)
     size = weight_bytes(trained)
-    parts = {"transformer": frozen}
+    buffers = sum(value.numel() * value.element_size() for value in network.buffers())
+    shards = setup.processes if setup.sharded else 1
+
+    def share(whole: int) -> int:
+        return -(-whole // shards)
+
+    own = share(frozen - buffers) + buffers
+    parts = {"transformer": own}
     if work.lora is None:
         others = ["old", "ema", *(["reference"] if setup.reference else [])]
-        parts[f"policies ({', '.join(others)})"] = len(others) * frozen
+        parts[f"policies ({', '.join(others)})"] = len(others) * own
     else:
-        parts["policies (current, old, ema)"] = 3 * size
-    parts["gradients"] = size * (2 if setup.processes > 1 else 1)  # and buckets in which they are averaged
-    parts["optimizer"] = state_bytes(trained, setup.optim)
+        parts["policies (current, old, ema)"] = share(3 * size)
+    # gradients of whole weights are averaged in buckets of their own
+    parts["gradients"] = share(size) * (2 if setup.processes > 1 and not setup.sharded else 1)
+    parts["optimizer"] = share(state_bytes(trained, setup.optim))
+    parts["blocks put together"] = _gathered(network) if setup.sharded else 0
     parts["autoencoder"] = weight_bytes(work.build("vae", work.pipeline.vae_dtype))
     parts["rewards"] = sum(4 * REWARD_PARAMETERS.get(name, 0) for name in setup.rewards)
     return parts, sum(value.numel() for value in trained)
+
+
+def _gathered(network: nn.Module) -> int:
+    """Bytes of split weights that are whole for a while: what is in no block, a block, and the next one."""
+    blocks = [block for name in REPEATED for block in getattr(network, name, ())]
+    sizes = [weight_bytes(nn.ParameterList(block.parameters())) for block in blocks]
+    return weight_bytes(nn.ParameterList(network.parameters())) - sum(sizes) + 2 * max(sizes, default=0)
 
 
 def _drawing(work: _Work, how: RolloutConfig, batch: int, batches: int) -> dict[str, int]:

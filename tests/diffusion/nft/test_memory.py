@@ -120,6 +120,22 @@ def test_what_settings_do(folder: Path) -> None:
     assert "policies (old, ema)" in phases(estimate(full))["train"]
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_split_weights(folder: Path, kind: str, tmp_path: Path) -> None:
+    whole = setup_of(folder, policy=PolicyConfig(kind=kind, lora=SPEC), processes=4)
+    one, split = (phases(estimate(replace(whole, sharded=yes)))["train"] for yes in (False, True))
+    network: Any = pipeline(tmp_path).transformer
+    positions = size(network.buffers())
+    assert split["transformer"] - positions == pytest.approx((one["transformer"] - positions) / 4, abs=4)
+    assert split["gradients"] == pytest.approx(one["gradients"] / 8, abs=4)
+    assert split["optimizer"] == pytest.approx(one["optimizer"] / 4, abs=4)
+    if kind == "full":
+        blocks = [size(block.parameters()) for block in network.transformer_blocks]
+        outside = size(network.parameters()) - sum(blocks)
+        assert split["blocks put together"] == outside + 2 * max(blocks)
+    assert not one["blocks put together"]
+
+
 def test_rewards_count_where_they_have_networks(folder: Path) -> None:
     found = estimate(setup_of(folder, rewards=("pickscore", "jpeg_compressibility")))
     assert phases(found)["train"]["rewards"] == 4 * REWARD_PARAMETERS["pickscore"]
