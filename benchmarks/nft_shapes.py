@@ -37,10 +37,18 @@ def nft(lr: float, rate: float = 0.02, cap: float = 0.8, **more: Any) -> Changes
 
 
 TUNING: dict[str, Changes] = {
-    **{f"nft_lr{lr}_cap{cap}": nft(lr, rate, cap) for lr in (2e-3, 4e-3, 8e-3) for rate, cap in
-       ((0.02, 0.8), (0.01, 0.5))},
+    **{
+        f"nft_lr{lr}_cap{cap}": nft(lr, rate, cap)
+        for lr in (2e-3, 4e-3, 8e-3)
+        for rate, cap in ((0.02, 0.8), (0.01, 0.5))
+    },
     **{f"grpo_lr{lr}_kl{kl}": grpo(lr, kl) for lr in (1e-3, 2e-3, 4e-3) for kl in (0.0, 0.04)},
-}  # fmt: skip
+    # added when the best of the six was at the end of its range
+    "nft_lr0.016_cap0.8": nft(1.6e-2),
+    "nft_lr0.008_two_steps": {**nft(8e-3), "gradient_steps": 2},
+    "grpo_lr0.008_kl0.0": grpo(8e-3),
+    "grpo_lr0.008_two_steps": {**grpo(8e-3), "gradient_steps": 2},
+}
 ARMS: dict[str, Changes] = {
     "nft": nft(4e-3),
     "nft_paper": {
@@ -65,6 +73,7 @@ def configuration(name: str, changes: Changes, seed: int, epochs: int, every: in
         if key in changes:
             arguments[key] = {**arguments.get(key, {}), **changes[key]}
     arguments["decay"] = changes["decay"]
+    config["data"]["init_args"]["gradient_steps"] = changes.get("gradient_steps", 1)
     arguments["optim"]["lr"] = changes["lr"]
     arguments["seed"] = config["data"]["init_args"]["seed"] = 100 + seed
     config["seed_everything"] = seed

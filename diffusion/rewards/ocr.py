@@ -111,7 +111,8 @@ def ocr(
 
     Args:
         device: Passed to a recogniser of the user; RapidOCR runs on the CPU.
-        recogniser: ``rapidocr``, or ``module:function``, called with the device for a :data:`Recogniser`.
+        recogniser: ``rapidocr``; ``paddleocr``, which the paper uses and which downloads its weights; or
+            ``module:function``, called with the device for a :data:`Recogniser`.
         failing: ``raise``, or ``zero`` as the published code.
 
     Raises:
@@ -121,11 +122,13 @@ def ocr(
         raise RewardError(f"failing {failing!r}, allowed: raise, zero")
     if recogniser == "rapidocr":
         return OcrReward(recognise=_rapidocr(), failing=failing)
+    if recogniser == "paddleocr":
+        return OcrReward(recognise=_paddleocr(), failing=failing)
     module, _, function = recogniser.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RewardError(f"recogniser {recogniser!r} is not rapidocr or module:function: {error}") from None
+        raise RewardError(f"recogniser {recogniser!r} is not rapidocr, paddleocr or module:function: {error}") from None
     return OcrReward(recognise=make(device), failing=failing)
 
 
@@ -139,5 +142,29 @@ def _rapidocr() -> Recogniser:
     def read(pixels_HWC: np.ndarray) -> Lines | None:
         found: Any = engine(pixels_HWC[..., ::-1], use_cls=False)  # BGR, as OpenCV has it
         return None if found.txts is None else list(zip(found.txts, found.scores, strict=True))
+
+    return read
+
+
+def _paddleocr() -> Recogniser:
+    """PaddleOCR in English without orientation; 2.9.1 is what published scores come from.
+
+    Its interface changed with version 3, and both are understood. Neither was run with its own weights here.
+    """
+    module = needed("paddleocr", "ocr", "pip install 'thalweg[paddleocr]'")
+    if hasattr(module.PaddleOCR, "predict"):
+        off = ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation")
+        engine = module.PaddleOCR(lang="en", **dict.fromkeys(off, False))
+
+        def predict(pixels_HWC: np.ndarray) -> Lines | None:
+            found = engine.predict(np.ascontiguousarray(pixels_HWC[..., ::-1]))
+            return [pair for page in found for pair in zip(page["rec_texts"], page["rec_scores"], strict=True)]
+
+        return predict
+    engine = module.PaddleOCR(lang="en", use_angle_cls=False, show_log=False)
+
+    def read(pixels_HWC: np.ndarray) -> Lines | None:
+        (page,) = engine.ocr(np.ascontiguousarray(pixels_HWC[..., ::-1]), cls=False)
+        return None if page is None else [(text, score) for _, (text, score) in page]
 
     return read

@@ -3,6 +3,8 @@
 import importlib
 import json
 import math
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -104,7 +106,7 @@ def test_a_recogniser_that_fails_is_named_and_one_of_the_user_is_used() -> None:
 
     with pytest.raises(RewardError, match=r"failed for 'a \"sign\"': OSError\('no engine'\)"):
         evaluate(OcrReward(recognise=fails), torch.zeros(1, 3, 8, 8), ['a "sign"'], [{}])
-    with pytest.raises(RewardError, match="'math:no' is not rapidocr"):
+    with pytest.raises(RewardError, match="'math:no' is not rapidocr, paddleocr"):
         ocr(recogniser="math:no")
     with pytest.raises(RewardError, match="'skip', allowed: raise, zero"):
         ocr(failing="skip")  # type: ignore[arg-type]
@@ -218,6 +220,36 @@ def test_pictures_of_any_size_become_what_clip_sees() -> None:
     assert torch.allclose(centre_crop(wide)[..., 5:-5], white[..., 5:-5], atol=0.05)
     assert torch.allclose(pad_to_square(wide)[:, :, :70], black[:, :, :70], atol=1e-5)
     assert torch.allclose(pad_to_square(wide)[:, :, 90:130, 80:140], white[:, :, 90:130, 80:140], atol=0.05)
+
+
+class OldPaddle:
+    """Version 2: a list of pages, each None or lines of box and (text, score)."""
+
+    def __init__(self, lang: str, use_angle_cls: bool, show_log: bool) -> None:
+        assert (lang, use_angle_cls) == ("en", False)
+
+    def ocr(self, pixels: Any, cls: bool) -> list:
+        box = [[0, 0], [9, 0], [9, 9], [0, 9]]
+        return [None] if not pixels.any() else [[[box, ("OP", 0.9)], [box, ("EN", 0.8)]]]
+
+
+class NewPaddle:
+    """Version 3: a list of pages with texts and scores."""
+
+    def __init__(self, lang: str, **off: bool) -> None:
+        assert not any(off.values())
+
+    def predict(self, pixels: Any) -> list:
+        return [{"rec_texts": ["OP", "EN"], "rec_scores": [0.9, 0.8]} if pixels.any() else
+                {"rec_texts": [], "rec_scores": []}]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [OldPaddle, NewPaddle])
+def test_both_interfaces_of_paddleocr_are_understood(version: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "paddleocr", SimpleNamespace(PaddleOCR=version))
+    images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
+    scores = ocr(recogniser="paddleocr")(images, ['a sign "open"'] * 2, [{}, {}]).scores
+    assert scores.tolist() == [0.0, 1.0]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rapidocr") is None, reason="pip install 'thalweg[ocr]'")
