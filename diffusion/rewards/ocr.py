@@ -128,7 +128,8 @@ def ocr(
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RewardError(f"recogniser {recogniser!r} is not rapidocr, paddleocr or module:function: {error}") from None
+        allowed = "rapidocr, paddleocr or module:function"
+        raise RewardError(f"recogniser {recogniser!r} is not {allowed}: {error}") from None
     return OcrReward(recognise=make(device), failing=failing)
 
 
@@ -158,7 +159,8 @@ def _paddleocr() -> Recogniser:
 
         def predict(pixels_HWC: np.ndarray) -> Lines | None:
             found = engine.predict(np.ascontiguousarray(pixels_HWC[..., ::-1]))
-            return [pair for page in found for pair in zip(page["rec_texts"], page["rec_scores"], strict=True)]
+            pages = [zip(page["rec_texts"], page["rec_scores"], strict=True) for page in found]
+            return [line for page in pages for line in page]
 
         return predict
     engine = module.PaddleOCR(lang="en", use_angle_cls=False, show_log=False)
