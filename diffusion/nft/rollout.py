@@ -228,7 +228,8 @@ def decode(vae: Any, latents: Tensor, *, slice_size: int = 8) -> Tensor:
     if slice_size < 1:
         raise ValueError(f"slice_size is {slice_size}, allowed: 1 and more")
     latents = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    parts = [vae.decode(part.to(vae.dtype), return_dict=False)[0] for part in latents.split(slice_size)]
+    with torch.autocast(latents.device.type, enabled=False):  # in half precision some autoencoders overflow
+        parts = [vae.decode(part.to(vae.dtype), return_dict=False)[0] for part in latents.split(slice_size)]
     return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
 
 

@@ -79,7 +79,8 @@ class TextToImage:
         for part in filter(None, encoders):
             part.to(device)
         try:
-            return self.cache.fill(todo, sd3_encoder(self.pipe, self.length, device))
+            with torch.autocast(device.type, enabled=False):
+                return self.cache.fill(todo, sd3_encoder(self.pipe, self.length, device))
         finally:
             for part in filter(None, encoders):
                 part.to("cpu")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from thalweg.checkpoints.tensors import load
 from thalweg.diffusion.rewards.base import Metadata, RewardError, RewardResult, as_bytes
 from thalweg.diffusion.rewards.clip import features
-from thalweg.diffusion.rewards.weights import model_folder, needed, weights_file
+from thalweg.diffusion.rewards.weights import model_folder, needed, weights_file, whole_model
 
 WEIGHTS = "sac+logos+ava1-l14-linearMSE.pth"
 """The published head."""
@@ -106,7 +106,7 @@ def aesthetic(
     path = model_folder(folder, "aesthetic", "folder", "openai/clip-vit-large-patch14")
     transformers = needed("transformers", "aesthetic", "pip install 'thalweg[diffusion]'")
     try:
-        model = transformers.CLIPModel.from_pretrained(path, local_files_only=True)
+        model = whole_model(transformers.CLIPModel, path)
         prepare = transformers.CLIPImageProcessor.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise RewardError(f"{path!r} holds no whole CLIP model: {error}") from None

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thalweg.diffusion.rewards.base import Metadata, RewardError, RewardResult, as_bytes
-from thalweg.diffusion.rewards.weights import model_folder, needed, weights_file
+from thalweg.diffusion.rewards.weights import model_folder, needed, weights_file, whole_model
 
 INSTALL = "pip install 'thalweg[diffusion]'"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -194,7 +194,8 @@ def hpsv2(device: str = "cpu", *, weights: str | None = None, tokenizer: str | N
 
 
 def _load(folder: str, processor: str | None = None) -> tuple[Any, Any]:
-    return _call("CLIPModel", folder), _call("CLIPTokenizer", processor or folder)
+    transformers = needed("transformers", "clipscore", INSTALL)
+    return whole_model(transformers.CLIPModel, folder), _call("CLIPTokenizer", processor or folder)
 
 
 def _call(kind: str, folder: str) -> Any:

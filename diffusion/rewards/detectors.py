@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from thalweg.diffusion.rewards.base import RewardError
-from thalweg.diffusion.rewards.weights import model_folder, needed
+from thalweg.diffusion.rewards.weights import model_folder, needed, whole_model
 
 INSTALL = "pip install 'thalweg[diffusion]'"
 
@@ -81,32 +80,17 @@ def mask2former(
             " FOLDER` makes; the file is on download.openmmlab.com"
         )
     folder = model_folder(clip, "geneval", "clip", "openai/clip-vit-large-patch14")
-    model = _load(transformers.Mask2FormerForUniversalSegmentation, weights, UNUSED)
+    model = whole_model(transformers.Mask2FormerForUniversalSegmentation, weights, UNUSED)
     if model.config.num_labels != len(CLASSES):
         raise RewardError(f"{weights!r} knows {model.config.num_labels} classes, needed: those of COCO, 80")
     return Mask2FormerDetector(
         model=model.eval().requires_grad_(False).to(device),
         colors=ColorClassifier(
-            model=_load(transformers.CLIPModel, folder).eval().requires_grad_(False).to(device),
+            model=whole_model(transformers.CLIPModel, folder).eval().requires_grad_(False).to(device),
             tokenizer=_tokenizer(transformers.CLIPTokenizer, folder),
         ),
         legacy_bgr=legacy_bgr,
     )
-
-
-def _load(kind: Any, folder: str, unused: Collection[str] = ()) -> Any:
-    """A model all of whose weights are there; transformers alone would make up those that are missing."""
-    try:
-        said = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if said != kind.config_class.model_type:
-            raise ValueError(f"its config.json is that of a {said}")
-        model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        lost = sorted(set(info["missing_keys"]) - set(unused))
-        if lost:
-            raise ValueError(f"{len(lost)} of its tensors are missing, such as {lost[0]}")
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise RewardError(f"{folder!r} holds no whole {kind.__name__}: {error}") from None
-    return model
 
 
 def _tokenizer(kind: Any, folder: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,27 @@ def model_folder(path: str | None, reward: str, option: str, repository: str) ->
     if not (Path(path) / "config.json").is_file():
         raise RewardError(f"reward {reward!r}: {option} {path!r} is no folder of a model; {source}")
     return path
+
+
+def whole_model(kind: Any, folder: str, unused: Collection[str] = ()) -> Any:
+    """A model of transformers all of whose weights are there; without this, missing ones would be made up.
+
+    Args:
+        kind: Its class.
+        folder: Where it is.
+        unused: Weights that may be missing.
+
+    Raises:
+        RewardError: If it is another model, or not whole.
+    """
+    try:
+        said = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if said != kind.config_class.model_type:
+            raise ValueError(f"its config.json is that of a {said}")
+        model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        lost = sorted(set(info["missing_keys"]) - set(unused))
+        if lost:
+            raise ValueError(f"{len(lost)} of its tensors are missing, such as {lost[0]}")
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:
+        raise RewardError(f"{folder!r} holds no whole {kind.__name__}: {error}") from None
+    return model
