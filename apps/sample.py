@@ -30,6 +30,7 @@ def sample(
     device: str = "auto",
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     size: tuple[int, int] | None = None,
+    lora: str | None = None,
     out: str = "runs/sample",
 ) -> None:
     """Draw images with a pipeline and write them, a grid of them, and what they are.
@@ -52,6 +53,7 @@ def sample(
         device: Device of the pipeline, or ``auto``.
         dtype: Precision of the networks.
         size: Height and width in pixels, for pipelines that take them.
+        lora: Adapter of the transformer: a folder or file of ``thalweg export``, diffusers or PEFT.
         out: Folder for 00000.png and so on, grid.png and sample.json.
 
     Raises:
@@ -64,6 +66,10 @@ def sample(
     from thalweg.diffusion.library import steps_for
 
     pipe: Any = open_pipeline(pipeline, getattr(torch, dtype))
+    if lora is not None:
+        from thalweg.diffusion.suites.drawing import add_lora, read_fitting
+
+        add_lora(pipe, *read_fitting(pipe, lora))
     if scheduler is not None:
         set_scheduler(pipe, choose_scheduler(pipe, scheduler))
     shown = contents(pipe, classes, prompts, count)
@@ -81,6 +87,7 @@ def sample(
     report = {
         "pipeline": pipeline,
         "pipeline_class": type(pipe).__name__,
+        "lora": lora,
         "scheduler": scheduler,
         "scheduler_class": type(pipe.scheduler).__name__,
         "settings": {**options, "seed": seed, "batch": batch, "device": where, "dtype": dtype},

@@ -50,16 +50,16 @@ TUNING: dict[str, Changes] = {
     "grpo_lr0.008_two_steps": {**grpo(8e-3), "gradient_steps": 2},
 }
 ARMS: dict[str, Changes] = {
-    "nft": nft(4e-3),
+    "nft": nft(8e-3),
     "nft_paper": {
-        "class": "NFTModule", "lr": 4e-3, "decay": "linear_to_0_5", "rollout": {"legacy_dpm2": True},
+        "class": "NFTModule", "lr": 8e-3, "decay": "linear_to_0_5", "rollout": {"legacy_dpm2": True},
         "times": {"choice": "subset", "fraction": 0.99, "count": None}, "objective": {"kl_weight": 1e-4},
     },
     "grpo": grpo(2e-3),
     "grpo_window": grpo(2e-3, window=(0, 2)),
     "awm": {"class": "AWMModule", "lr": 4e-3, "decay": {"rate": 0.02, "cap": 0.8},
             "objective": {"kl_weight": 0.0, "weighting": "t", "adv_clip_max": 5.0}},
-    "nft_positive": nft(4e-3, objective={"kl_weight": 0.0, "negative": False}),
+    "nft_positive": nft(8e-3, objective={"kl_weight": 0.0, "negative": False}),
 }  # fmt: skip
 
 

@@ -58,7 +58,8 @@ class TextToImage:
         if config.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if config.compile:
-            self.network.compile_repeated_blocks()
+            for block in self.network.transformer_blocks:  # all alike: one of them costs time
+                block.compile()
         self.length = config.max_sequence_length
         if self.length is None:
             self.length = int(pipe.config.get("_max_sequence_length", T5_LENGTH))

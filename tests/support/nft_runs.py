@@ -49,7 +49,7 @@ def folder_of_pipeline(parent: Path) -> Path:
 def module(folder: Path, kind: type[OnlineModule] = NFTModule, **changes: Any) -> OnlineModule:
     pipeline = {"model": str(folder / "pipeline"), "max_sequence_length": 4, "cache": str(folder / "cache")}
     settings: dict[str, Any] = {
-        "pipeline": PipelineConfig(**pipeline),
+        "pipeline": PipelineConfig(**pipeline | changes.pop("pipeline", {})),
         "rewards": {"brightness": {"reward": "nft_runs:brightness"}},
         "optim": OptimConfig(lr=1e-3, weight_decay=1e-4, schedule=ScheduleConfig(name="constant")),
         "policy": PolicyConfig(lora=LoraSpec(r=4, alpha=8)),
@@ -85,7 +85,11 @@ def fit(folder: Path, kind: type[OnlineModule] = NFTModule, epochs: int = 2, **c
     """A module after some epochs, with its trainer; save is a file for a checkpoint after the last."""
     save, resume = changes.pop("save", None), changes.pop("resume", None)
     data = {k: changes.pop(k) for k in ("groups", "gradient_steps", "batch_size", "sampler") if k in changes}
-    loop = {k: changes.pop(k) for k in ("callbacks", "plugins", "num_sanity_val_steps") if k in changes}
+    loop = {
+        k: changes.pop(k)
+        for k in ("callbacks", "plugins", "num_sanity_val_steps", "accelerator", "precision")
+        if k in changes
+    }
     found = module(folder, kind, **changes)
     fitting = trainer(folder, epochs, **loop)
     fitting.fit(found, datamodule=prompts(folder, **data), ckpt_path=resume, weights_only=False)

@@ -251,3 +251,37 @@ def test_generated_prompts_need_a_number() -> None:
 def test_the_authors_sampler_trains_too(home: Path) -> None:
     found = fit(home, NFTModule, epochs=1, sampler="krepeat", gradient_steps=1)
     assert found.trainer.callback_metrics["train/groups"] <= 4
+
+
+def test_checkpointed_activations_change_no_gradient(home: Path) -> None:
+    plain, checkpointed = (
+        fit(home, epochs=1, gradient_steps=1, pipeline={"gradient_checkpointing": on}) for on in (False, True)
+    )
+    assert same(whole(plain), whole(checkpointed))
+
+
+def test_half_precision_of_frozen_weights_leaves_adapters_in_float32(home: Path) -> None:
+    found = fit(home, epochs=1, gradient_steps=1, pipeline={"dtype": "bfloat16"})
+    assert found.scene.network.dtype == torch.bfloat16
+    assert {value.dtype for value in whole(found).values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_blocks_train_as_they_do_otherwise(home: Path) -> None:
+    torch.compiler.reset()
+    plain, compiled = (
+        fit(home, epochs=1, gradient_steps=1, pipeline={"compile": on}) for on in (False, True)
+    )
+    a, b = (m.trainer.callback_metrics for m in (plain, compiled))
+    for name in ("train/reward", "train/grad_norm", "train/total_loss"):
+        assert torch.allclose(a[name], b[name], rtol=2e-3), name
+    assert compiled.scene.network.transformer_blocks[0]._compiled_call_impl is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_a_gpu_trains_too(home: Path, precision: str) -> None:
+    found = fit(home, epochs=2, accelerator="gpu", precision=precision)
+    assert {value.device.type for value in found.policy.named("old").values()} == {"cuda"}
+    assert torch.isfinite(found.trainer.callback_metrics["train/reward"])
