@@ -60,6 +60,7 @@ class TextToImage:
         if config.compile:
             for block in self.network.transformer_blocks:  # all alike: one of them costs time
                 block.compile()
+        self._samplers: dict[RolloutConfig, Sampler] = {}
         self.length = config.max_sequence_length
         if self.length is None:
             self.length = int(pipe.config.get("_max_sequence_length", T5_LENGTH))
@@ -104,11 +105,16 @@ class TextToImage:
         return latent_shape(self.pipe, rollout.height or size, rollout.width or size)
 
     def sampler(self, rollout: RolloutConfig) -> Sampler:
-        """The solver of rollouts.
+        """The solver of rollouts; files are read once.
 
         Raises:
             ValueError: If there is none of that kind.
         """
+        if rollout not in self._samplers:
+            self._samplers[rollout] = self._open_sampler(rollout)
+        return self._samplers[rollout]
+
+    def _open_sampler(self, rollout: RolloutConfig) -> Sampler:
         shift = rollout.shift
         if shift is None:
             shift = float(self.pipe.scheduler.config.get("shift", 1.0))
