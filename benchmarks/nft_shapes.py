@@ -75,6 +75,7 @@ def configuration(name: str, changes: Changes, seed: int, epochs: int, every: in
     arguments["decay"] = changes["decay"]
     config["data"]["init_args"]["gradient_steps"] = changes.get("gradient_steps", 1)
     arguments["optim"]["lr"] = changes["lr"]
+    arguments["optim"]["schedule"]["name"] = changes.get("schedule", "constant")
     arguments["seed"] = config["data"]["init_args"]["seed"] = 100 + seed
     config["seed_everything"] = seed
     config["trainer"] |= {"max_epochs": epochs, "check_val_every_n_epoch": every}

@@ -87,6 +87,11 @@ class TextToImage:
             for part in filter(None, encoders):
                 part.to("cpu")
 
+    @property
+    def has_encoders(self) -> bool:
+        """Whether the text encoders are still there."""
+        return self.pipe.text_encoder is not None
+
     def free_encoders(self) -> None:
         """Let go of the text encoders."""
         free_text_encoders(self.pipe)

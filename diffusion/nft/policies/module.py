@@ -30,7 +30,7 @@ from thalweg.diffusion.nft.sharding import shard
 from thalweg.diffusion.nft.text_to_image import TextToImage
 from thalweg.diffusion.nft.timesteps import TrainTimes
 from thalweg.diffusion.rewards.pool import RewardPool
-from thalweg.diffusion.rewards.registry import open_rewards
+from thalweg.diffusion.rewards.registry import WeightedSum, open_rewards
 
 RewardSpecs = dict[str, dict[str, Any]]
 PREFIX = "policy."
@@ -159,23 +159,30 @@ class PolicyModule(L.LightningModule):
         return build(self.networks, self.optim, self.trainer.estimated_stepping_batches)
 
     def setup(self, stage: str) -> None:
-        """Open the rewards: what is missing there is to be known before anything long begins."""
-        self.prompts.geometry(self.trainer.world_size)
-        self._specs = {**self.rewards, **{name: {**s, "weight": 0.0} for name, s in self.held_out.items()}}
+        """Check the shape of epochs and open the rewards, before anything long begins.
 
-    def _open(self) -> None:
-        """Rewards and embeddings, once the device is known."""
-        device = str(self.device) if self.reward_device == "auto" else self.reward_device
-        everything = open_rewards(self._specs, device)
-        trained = type(everything)(
-            rewards={k: everything.rewards[k] for k in self.rewards},
-            weights={k: everything.weights[k] for k in self.rewards},
-        )
-        self.pool = RewardPool(trained, retries=self.reward_retries)
-        self.eval_pool = RewardPool(everything, retries=self.reward_retries)
+        Raises:
+            ValueError: If processes and groups do not fit, or a reward lacks its weights.
+        """
+        self.prompts.geometry(self.trainer.world_size)
+        if hasattr(self, "pool"):
+            return
+        unweighted = {name: {**spec, "weight": 0.0} for name, spec in self.held_out.items()}
+        device = self.reward_device
+        device = str(self.trainer.strategy.root_device) if device == "auto" else device
+        both = open_rewards({**self.rewards, **unweighted}, device)
+        trained = {name: both.rewards[name] for name in self.rewards}
+        weights = {name: both.weights[name] for name in self.rewards}
+        self.pool = RewardPool(WeightedSum(rewards=trained, weights=weights), retries=self.reward_retries)
+        self.eval_pool = RewardPool(both, retries=self.reward_retries)
+
+    def _place(self) -> None:
+        """Put the parts that nothing is learnt in on the device; processes share the work of encoding."""
         self.scene.vae.to(self.device)
-        if self.pipeline.encode_all:
-            self.scene.encode(self._texts(self.prompts.texts()), self.device)
+        if self.pipeline.encode_all and self.scene.has_encoders:
+            texts = self._texts(self.prompts.texts())
+            self.scene.encode(texts[self.global_rank :: self.trainer.world_size], self.device)
+            self.trainer.strategy.barrier()
             self.scene.free_encoders()
 
     def _texts(self, prompts: Sequence[str]) -> list[str]:
@@ -184,13 +191,12 @@ class PolicyModule(L.LightningModule):
         return [*prompts, *([""] if guided else [])]
 
     def on_fit_start(self) -> None:
-        """Open rewards and embeddings."""
-        self._open()
+        """Place what is frozen."""
+        self._place()
 
     def on_validation_start(self) -> None:
         """The same where nothing is trained."""
-        if not hasattr(self, "pool"):
-            self._open()
+        self._place()
 
     def teardown(self, stage: str) -> None:
         """Stop the threads of rewards."""

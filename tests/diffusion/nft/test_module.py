@@ -260,6 +260,12 @@ def test_checkpointed_activations_change_no_gradient(home: Path) -> None:
     assert same(whole(plain), whole(checkpointed))
 
 
+def test_prompts_can_be_encoded_before_training_and_their_encoders_freed(home: Path) -> None:
+    early, late = (fit(home, epochs=1, pipeline={"encode_all": on}) for on in (True, False))
+    assert not early.scene.has_encoders
+    assert same(whole(early), whole(late))
+
+
 def test_half_precision_of_frozen_weights_leaves_adapters_in_float32(home: Path) -> None:
     found = fit(home, epochs=1, gradient_steps=1, pipeline={"dtype": "bfloat16"})
     assert found.scene.network.dtype == torch.bfloat16
@@ -268,6 +274,7 @@ def test_half_precision_of_frozen_weights_leaves_adapters_in_float32(home: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")
 def test_compiled_blocks_train_as_they_do_otherwise(home: Path) -> None:
     torch.compiler.reset()
     plain, compiled = (
