@@ -172,6 +172,14 @@ class NFTObjective:
     negative: bool = True
     """Fit the policy that is led away from bad samples as well; only comparisons go without."""
 
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        require(self.beta > 0, "beta", self.beta, "any positive number")
+        require(self.adv_mode in get_args(AdvMode), "adv_mode", self.adv_mode, ", ".join(get_args(AdvMode)))
+        known = get_args(Weighting)
+        require(self.weighting in known, "weighting", self.weighting, ", ".join(known))
+        _check_weights(self.kl_weight, self.adv_clip_max)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AWMObjective:
@@ -189,6 +197,14 @@ class AWMObjective:
     """Weight of matching losses over time."""
     power: float = 0.25
     """Power of huber."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        known = get_args(Matching)
+        require(self.weighting in known, "weighting", self.weighting, ", ".join(known))
+        require(0 < self.power <= 1, "power", self.power, "above 0 to 1")
+        require(self.old_weight >= 0, "old_weight", self.old_weight, "0 and more")
+        _check_weights(self.kl_weight, self.adv_clip_max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,3 +227,10 @@ class GRPOObjective:
     def __post_init__(self) -> None:
         """Check the settings."""
         require(self.eta > 0, "eta", self.eta, "above 0: without noise there are no probabilities")
+        require(0 < self.clip_range <= 1, "clip_range", self.clip_range, "above 0 to 1")
+        _check_weights(self.kl_weight, self.adv_clip_max)
+
+
+def _check_weights(kl_weight: float, adv_clip_max: float) -> None:
+    require(kl_weight >= 0, "kl_weight", kl_weight, "0 and more")
+    require(adv_clip_max > 0, "adv_clip_max", adv_clip_max, "any positive number")

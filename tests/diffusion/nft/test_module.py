@@ -8,7 +8,14 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from nft_runs import OBJECTIVES, fit, folder_of_pipeline, module, prompts, trainer, whole
 
-from thalweg.diffusion.nft.config import EvaluationConfig, NFTObjective, PolicyConfig, RolloutConfig
+from thalweg.diffusion.nft.config import (
+    AWMObjective,
+    EvaluationConfig,
+    GRPOObjective,
+    NFTObjective,
+    PolicyConfig,
+    RolloutConfig,
+)
 from thalweg.diffusion.nft.data import EvalLoader, PromptDataModule
 from thalweg.diffusion.nft.geometry import geometry
 from thalweg.diffusion.nft.module import FlowGRPOModule, NFTModule
@@ -216,9 +223,29 @@ def test_settings_that_cannot_be_are_refused(home: Path, changes: dict[str, Any]
         fit(home, epochs=1, **changes)
 
 
-def test_windows_of_noise_are_checked(home: Path) -> None:
-    from thalweg.diffusion.nft.config import GRPOObjective
+@pytest.mark.parametrize(
+    ("kind", "changes", "text"),
+    [
+        (NFTObjective, {"beta": 0.0}, "beta is 0"),
+        (NFTObjective, {"adv_mode": "best"}, "adv_mode is 'best', allowed: all, positive_only"),
+        (NFTObjective, {"kl_weight": -1.0}, "kl_weight is -1"),
+        (AWMObjective, {"weighting": "x"}, "weighting is 'x', allowed: uniform"),
+        (AWMObjective, {"power": 0.0}, "power is 0"),
+        (GRPOObjective, {"eta": 0.0}, "eta is 0"),
+        (GRPOObjective, {"adv_clip_max": 0.0}, "adv_clip_max is 0"),
+        (RolloutConfig, {"steps": 0}, "steps is 0"),
+        (EvaluationConfig, {"who": "old"}, "who is 'old', allowed: ema, current"),
+        (PolicyConfig, {"kind": "dora"}, "kind is 'dora', allowed: lora, full"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_loaded(
+    kind: Any, changes: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        kind(**changes)
 
+
+def test_windows_of_noise_are_checked(home: Path) -> None:
     with pytest.raises(ValueError, match=r"window is \(0, 3\), allowed for 3 steps: 0 <= first < end <= 2"):
         fit(home, FlowGRPOModule, epochs=1, objective=GRPOObjective(window=(0, 3)))
 
