@@ -72,6 +72,8 @@ def configuration(name: str, changes: Changes, seed: int, epochs: int, every: in
     for key in ("objective", "rollout", "times"):
         if key in changes:
             arguments[key] = {**arguments.get(key, {}), **changes[key]}
+    if "policy" in changes:
+        arguments["policy"]["lora"] |= changes["policy"]
     arguments["decay"] = changes["decay"]
     config["data"]["init_args"]["gradient_steps"] = changes.get("gradient_steps", 1)
     arguments["optim"]["lr"] = changes["lr"]

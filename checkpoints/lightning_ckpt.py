@@ -20,6 +20,8 @@ from thalweg.checkpoints.tensors import load_pickled
 Weights = Literal["auto", "ema", "raw"]
 CONFIG_KEY = "app_config"
 """Entry of the file under which the command line stores the run's configuration."""
+POLICIES_KEY = "policies"
+"""Entry of the file under which weights of policies lie that were split over processes."""
 FACTS_KEY = "facts"
 """Entry of the file under which a LightningModule stores what an export needs beside the configuration."""
 
@@ -89,7 +91,8 @@ def read(path: str | Path, weights: Weights = "auto") -> LightningCheckpoint:
     content = read_content(path)
     chosen = _choose(path, content, weights)
     raw_key = "current_model_state" if "current_model_state" in content else "state_dict"
-    state, _ = _WITHOUT_COMPILE_MARK.apply(content["state_dict" if chosen == "ema" else raw_key])
+    named = content["state_dict" if chosen == "ema" else raw_key]
+    state, _ = _WITHOUT_COMPILE_MARK.apply({**named, **content.get(POLICIES_KEY, {})})
     return LightningCheckpoint(
         path=path,
         weights=chosen,

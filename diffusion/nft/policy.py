@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from thalweg.diffusion.nft.decay import ema_decay, polyak_
 from thalweg.diffusion.nft.lora import LoraSpec, check_lora, lora_shapes
@@ -133,9 +134,9 @@ class Policy(ABC):
         self.follow("ema", ema_decay(steps, cap))
 
     def weights(self, who: Who) -> dict[str, Tensor]:
-        """Copy of the weights of a policy on the CPU, for files."""
+        """Copy of the weights of a policy on the CPU, for files; all processes ask for it together."""
         return {
-            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            name: whole(value).to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, value in self.named(who).items()
         }
 
@@ -174,7 +175,7 @@ class Policy(ABC):
     @torch.no_grad()
     def _copy(self, who: Who, state: Mapping[str, Tensor]) -> None:
         for name, value in self.named(who).items():
-            value.copy_(state[name])
+            value.copy_(split_like(state[name], value))
 
 
 class LoraPolicy(Policy):
@@ -335,3 +336,16 @@ def _known(who: str) -> str:
     if who not in WHO:
         raise ValueError(f"policy is {who!r}, allowed: {', '.join(WHO)}")
     return who
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be split over processes, put together."""
+    found: Tensor = value.full_tensor() if isinstance(value, DTensor) else value
+    return found.detach()
+
+
+def split_like(value: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, split over processes if the example is."""
+    if not isinstance(example, DTensor):
+        return value
+    return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)

@@ -172,6 +172,27 @@ def fit_shards(folder: Path, kind: str, changes: dict[str, Any]) -> dict:
     return _fit_distributed(folder, strategy, kind, changes)
 
 
+def resume_shards(folder: Path) -> dict:
+    """Weights after two epochs in one go, and after one, a checkpoint and another one."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    def run(epochs: int, resume: Path | None = None, save: Path | None = None) -> dict[str, Tensor]:
+        strategy = ModelParallelStrategy(
+            data_parallel_size=WORLD, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+        loop = trainer(folder, epochs, strategy=strategy, devices=WORLD, use_distributed_sampler=False)
+        found = module(folder)
+        loop.fit(found, datamodule=prompts(folder, batch_size=4), ckpt_path=resume, weights_only=False)
+        if save:
+            loop.save_checkpoint(save)
+        return whole(found)
+
+    straight = run(2)
+    half = folder / "half.ckpt"
+    run(1, save=half)
+    return {"straight": straight, "resumed": run(2, resume=half)}
+
+
 def _fit_distributed(folder: Path, strategy: Any, kind: str, changes: dict[str, Any]) -> dict:
     loop = trainer(folder, 2, strategy=strategy, devices=WORLD, use_distributed_sampler=False)
     found = module(folder, {k.__name__: k for k in OBJECTIVES}[kind])

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
+from thalweg.checkpoints.lightning_ckpt import POLICIES_KEY
 from thalweg.core_optim.build import Optimization, build
 from thalweg.core_optim.config import OptimConfig
 from thalweg.diffusion.nft.advantage import Std
@@ -89,6 +90,7 @@ class PolicyModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = True
+        self.sharded = False
         self.pipeline, self.policy_config, self.optim = pipeline, policy, optim
         self.rollout, self.times, self.evaluation = rollout, times, evaluation
         self.rewards, self.held_out = rewards, held_out or {}
@@ -148,6 +150,7 @@ class PolicyModule(L.LightningModule):
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             mesh = self.trainer.strategy.device_mesh["data_parallel"]
             shard(self.policy, mesh, self.shape_of_epoch)
+            self.sharded, self.strict_loading = True, False
 
     @property
     def needs_reference(self) -> bool:
@@ -232,16 +235,36 @@ class PolicyModule(L.LightningModule):
             self.log_dict({f"val/{k}": value for k, value in self.judged.items()}, sync_dist=True)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Weights of the policies that move; what is frozen comes from the pipeline."""
+        """Weights of the policies that move; what is frozen comes from the pipeline.
+
+        Nothing where weights are split over processes: names would have to be those of parameters then, so
+        the whole weights are put into checkpoints by ``on_save_checkpoint``.
+        """
+        return {} if self.sharded else self._named_state()
+
+    def _named_state(self) -> dict[str, Tensor]:
         return {f"{PREFIX}{name}": value for name, value in self.policy.state_dict().items()}
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Continue with such weights.
 
         Raises:
             ValueError: If they do not fit.
         """
-        self.policy.load_state_dict({name.removeprefix(PREFIX): v for name, v in state_dict.items()})
+        if state_dict:
+            self.policy.load_state_dict({name.removeprefix(PREFIX): v for name, v in state_dict.items()})
         return nn.modules.module._IncompatibleKeys([], [])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add weights that are split over processes, put together."""
+        if self.sharded:
+            checkpoint[POLICIES_KEY] = self._named_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue with weights of a run that was or is split over processes."""
+        if self.sharded:
+            state = checkpoint.get(POLICIES_KEY) or checkpoint.get("state_dict", {})
+            checkpoint["state_dict"] = {}
+            self.load_state_dict(state)
+        elif POLICIES_KEY in checkpoint:
+            checkpoint["state_dict"] = checkpoint[POLICIES_KEY]

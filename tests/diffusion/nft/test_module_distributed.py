@@ -4,8 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from nft_runs import fit, fit_replicas, fit_shards, folder_of_pipeline, spread_over_processes, whole
+from nft_runs import (
+    fit,
+    fit_replicas,
+    fit_shards,
+    folder_of_pipeline,
+    resume_shards,
+    spread_over_processes,
+    whole,
+)
 
+from thalweg.checkpoints.lightning_ckpt import read
 from thalweg.diffusion.nft.module import AWMModule, FlowGRPOModule, NFTModule
 
 pytestmark = [pytest.mark.dist, pytest.mark.filterwarnings("ignore:Found .* in eval mode")]
@@ -43,3 +52,13 @@ def test_shards_train_as_replicas_do(home: Path) -> None:
     shards = spread_over_processes(fit_shards, home, "NFTModule", changes)[0]
     for name, value in replicas["weights"].items():
         assert torch.allclose(shards["weights"][name], value, **TOLERANCE), name
+
+
+def test_a_sharded_run_resumes_from_a_file_with_whole_weights(home: Path) -> None:
+    found = spread_over_processes(resume_shards, home)[0]
+    assert all(torch.equal(found["resumed"][name], value) for name, value in found["straight"].items())
+    state = read(home / "half.ckpt").state_dict
+    assert {f"policy.{name}" for name in found["straight"]} == set(state)
+    assert all(
+        value.shape == found["straight"][n.removeprefix("policy.")].shape for n, value in state.items()
+    )
