@@ -72,6 +72,7 @@ def configuration(name: str, changes: Changes, seed: int, epochs: int, every: in
     for key in ("objective", "rollout", "times"):
         if key in changes:
             arguments[key] = {**arguments.get(key, {}), **changes[key]}
+    arguments["rewards"]["shapes"] = changes.get("reward", {})
     if "policy" in changes:
         arguments["policy"]["lora"] |= changes["policy"]
     arguments["decay"] = changes["decay"]
@@ -117,7 +118,8 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 
 def scores(row: dict[str, str], prefix: str) -> dict[str, float]:
-    found = {"strict": float(row[f"{prefix}/shapes/strict"]), "partial": float(row[f"{prefix}/reward"])}
+    partial = row.get(f"{prefix}/shapes/partial") or row[f"{prefix}/reward"]
+    found = {"strict": float(row[f"{prefix}/shapes/strict"]), "partial": float(partial)}
     mark = f"{prefix}/shapes/strict/"
     found |= {name.removeprefix(mark): float(value) for name, value in row.items() if name.startswith(mark)}
     return found | {"unknown": float(row[f"{prefix}/shapes/unknown"])}

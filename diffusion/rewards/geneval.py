@@ -25,7 +25,10 @@ Detector = Callable[[np.ndarray, Metadata], Detections]
 
 @dataclass(frozen=True, kw_only=True)
 class GenEvalReward:
-    """Partial credit of GenEval; parts are ``correct``, ``strict``, and both for each task."""
+    """Partial credit of GenEval; parts are ``correct``, ``strict``, and both for each task.
+
+    With a ``strict_weight`` the partial credit itself is a part as well.
+    """
 
     detect: Detector
     """Finds objects."""
@@ -35,6 +38,8 @@ class GenEvalReward:
     """See :func:`~thalweg.diffusion.metrics.geneval.score_image`."""
     clip_counts: bool = False
     """The same."""
+    strict_weight: float = 0.0
+    """What is added to the partial credit of an image that is right in everything."""
     extra: tuple[str, ...] = ()
     """Classes whose detections per image are parts, too."""
 
@@ -45,14 +50,15 @@ class GenEvalReward:
         found = [self.detect(p, m) for p, m in zip(as_bytes(images_BCHW), metadata, strict=True)]
         verdicts = [self._judge(m, d) for m, d in zip(metadata, found, strict=True)]
         tags = [str(m["tag"]) for m in metadata]
-        parts = {}
+        partial = _vector([verdict.score for verdict in verdicts])
+        parts = {"partial": partial} if self.strict_weight else {}
         for key in ("correct", "strict"):
             values = [float(verdict[key]) for verdict in verdicts]
             parts[key] = _vector(values)
             parts |= {f"{key}/{tag}": _vector(row) for tag, row in by_tag(values, tags, math.nan).items()}
         for name in self.extra:
             parts[name] = _vector([len(d.get(name, [])) for d in found])
-        return RewardResult(scores=_vector([verdict.score for verdict in verdicts]), parts=parts)
+        return RewardResult(scores=partial + self.strict_weight * parts["strict"], parts=parts)
 
     def _judge(self, metadata: Metadata, found: Detections) -> ImageScore:
         try:
@@ -64,7 +70,12 @@ class GenEvalReward:
 
 
 def geneval(
-    device: str = "cpu", *, detector: str | None = None, reference_quirks: bool = False, **options: Any
+    device: str = "cpu",
+    *,
+    detector: str | None = None,
+    reference_quirks: bool = False,
+    strict_weight: float = 0.0,
+    **options: Any,
 ) -> Reward:
     """GenEval with any detector.
 
@@ -75,6 +86,7 @@ def geneval(
             ``remote``, a reward server whose own ``geneval`` detects and scores, with ``url``; or
             ``module:function``, called with the device and the options for a :data:`Detector`.
         reference_quirks: Score a wrong position as the published code does.
+        strict_weight: What is added where everything is right.
         options: Of the detector.
 
     Raises:
@@ -86,11 +98,14 @@ def geneval(
             " one from a device"
         )
     if detector == "remote":
-        if reference_quirks:
-            raise RewardError("reference_quirks is an option of the server's geneval, not of the client's")
+        if reference_quirks or strict_weight:
+            name = "reference_quirks" if reference_quirks else "strict_weight"
+            raise RewardError(f"{name} is an option of the server's geneval, not of the client's")
         return open_reward("remote", device, **{"name": "geneval", **options})
     return GenEvalReward(
-        detect=open_detector(detector, device, dict(options)), reference_quirks=reference_quirks
+        detect=open_detector(detector, device, dict(options)),
+        reference_quirks=reference_quirks,
+        strict_weight=strict_weight,
     )
 
 

@@ -10,15 +10,23 @@ from thalweg.diffusion.rewards.geneval import GenEvalReward
 from thalweg.diffusion.shapes.detect import UNKNOWN, detect
 
 
-def shapes(device: str = "cpu", *, reference_quirks: bool = False) -> GenEvalReward:
+def shapes(
+    device: str = "cpu", *, reference_quirks: bool = False, strict_weight: float = 0.0
+) -> GenEvalReward:
     """Partial credit of GenEval for pictures of ShapesWorld.
 
     Args:
         device: Not used.
         reference_quirks: Score a wrong position as the published code does.
+        strict_weight: What is added where everything is right.
     """
     return GenEvalReward(
-        detect=_detect, name="shapes", reference_quirks=reference_quirks, clip_counts=True, extra=(UNKNOWN,)
+        detect=_detect,
+        name="shapes",
+        reference_quirks=reference_quirks,
+        clip_counts=True,
+        strict_weight=strict_weight,
+        extra=(UNKNOWN,),
     )
 
 

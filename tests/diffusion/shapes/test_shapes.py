@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from thalweg.diffusion.metrics.geneval import TAGS, score_image, task_table
+from thalweg.diffusion.rewards.shapes import shapes
 from thalweg.diffusion.shapes.captions import (
     LENGTH,
     WORDS,
@@ -207,3 +208,14 @@ def test_the_share_of_wrong_captions_and_the_parts_are_as_asked_for() -> None:
 def test_bad_input_is_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_is_right_in_everything_can_count_more() -> None:
+    metadata = ShapesDataset(size=1, tags=("counting",))[0]["metadata"]
+    images = torch.stack(
+        [ShapesDataset(size=1, tags=("counting",))[0]["image"], torch.full((3, 32, 32), 0.2)]
+    )
+    plain, more = (shapes(strict_weight=w)(images, ["", ""], [metadata] * 2) for w in (0.0, 2.0))
+    assert plain.scores.tolist() == [1.0, 0.0]
+    assert more.scores.tolist() == [3.0, 0.0]
+    assert more.parts["partial"].tolist() == plain.scores.tolist()
