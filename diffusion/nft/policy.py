@@ -340,8 +340,7 @@ def _known(who: str) -> str:
 
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be split over processes, put together."""
-    found: Tensor = value.full_tensor() if isinstance(value, DTensor) else value
-    return found.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach()
 
 
 def split_like(value: Tensor, example: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Latents are kept as the sampler leaves them, in the units that the network sees:
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -228,9 +229,14 @@ def decode(vae: Any, latents: Tensor, *, slice_size: int = 8) -> Tensor:
     if slice_size < 1:
         raise ValueError(f"slice_size is {slice_size}, allowed: 1 and more")
     latents = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    with torch.autocast(latents.device.type, enabled=False):  # in half precision some autoencoders overflow
+    with without_autocast(latents.device):  # in half precision some autoencoders overflow
         parts = [vae.decode(part.to(vae.dtype), return_dict=False)[0] for part in latents.split(slice_size)]
     return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
+
+
+def without_autocast(device: torch.device) -> Any:
+    """A context in which operations keep the precision of their arguments."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

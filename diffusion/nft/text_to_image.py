@@ -22,7 +22,7 @@ from thalweg.diffusion.nft.embeddings import (
     sd3_encoder,
     text_identity,
 )
-from thalweg.diffusion.nft.rollout import Sampler, latent_shape, sampler_of
+from thalweg.diffusion.nft.rollout import Sampler, latent_shape, sampler_of, without_autocast
 
 OURS = ("dpm1", "dpm2", "flow", "ddim", "dance")
 """Solvers by name; anything else is a file."""
@@ -81,7 +81,7 @@ class TextToImage:
         for part in filter(None, encoders):
             part.to(device)
         try:
-            with torch.autocast(device.type, enabled=False):
+            with without_autocast(device):
                 return self.cache.fill(todo, sd3_encoder(self.pipe, self.length, device))
         finally:
             for part in filter(None, encoders):
