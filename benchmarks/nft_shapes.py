@@ -49,17 +49,20 @@ TUNING: dict[str, Changes] = {
     "grpo_lr0.008_kl0.0": grpo(8e-3),
     "grpo_lr0.008_two_steps": {**grpo(8e-3), "gradient_steps": 2},
 }
+COSINE = {"schedule": "cosine"}  # of both: constant rates of 8e-3 rise no more after 6000 images
 ARMS: dict[str, Changes] = {
-    "nft": nft(8e-3),
+    "nft": {**nft(8e-3), **COSINE},
+    "grpo": {**grpo(8e-3), **COSINE},
     "nft_paper": {
         "class": "NFTModule", "lr": 8e-3, "decay": "linear_to_0_5", "rollout": {"legacy_dpm2": True},
         "times": {"choice": "subset", "fraction": 0.99, "count": None}, "objective": {"kl_weight": 1e-4},
+        **COSINE,
     },
-    "grpo": grpo(2e-3),
-    "grpo_window": grpo(2e-3, window=(0, 2)),
-    "awm": {"class": "AWMModule", "lr": 4e-3, "decay": {"rate": 0.02, "cap": 0.8},
-            "objective": {"kl_weight": 0.0, "weighting": "t", "adv_clip_max": 5.0}},
-    "nft_positive": nft(8e-3, objective={"kl_weight": 0.0, "negative": False}),
+    "grpo_constant": grpo(4e-3, 0.04),
+    "grpo_window": {**grpo(8e-3, window=(0, 2)), **COSINE},
+    "awm": {"class": "AWMModule", "lr": 8e-3, "decay": {"rate": 0.02, "cap": 0.8},
+            "objective": {"kl_weight": 0.0, "weighting": "t", "adv_clip_max": 5.0}, **COSINE},
+    "nft_positive": {**nft(8e-3, objective={"kl_weight": 0.0, "negative": False}), **COSINE},
 }  # fmt: skip
 
 
