@@ -26,7 +26,7 @@ from thalweg.diffusion.nft.lora import LoraSpec
 from thalweg.diffusion.nft.module import AWMModule, FlowGRPOModule, NFTModule
 from thalweg.diffusion.nft.online import OnlineModule
 from thalweg.diffusion.nft.timesteps import TrainTimes
-from thalweg.diffusion.rewards.base import RewardResult
+from thalweg.diffusion.rewards.base import RewardResult, as_bytes
 
 WORLD = 2
 PROMPTS = ["a", "b", "ab", "ba", "aa", "bb", "aba"]
@@ -51,7 +51,8 @@ def module(folder: Path, kind: type[OnlineModule] = NFTModule, **changes: Any) -
     settings: dict[str, Any] = {
         "pipeline": PipelineConfig(**pipeline | changes.pop("pipeline", {})),
         "rewards": {"brightness": {"reward": "nft_runs:brightness"}},
-        "optim": OptimConfig(lr=1e-3, weight_decay=1e-4, schedule=ScheduleConfig(name="constant")),
+        # a small eps would make steps of gradients that are zero but for rounding
+        "optim": OptimConfig(lr=1e-3, weight_decay=1e-4, eps=1e-5, schedule=ScheduleConfig(name="constant")),
         "policy": PolicyConfig(lora=LoraSpec(r=4, alpha=8)),
         "rollout": RolloutConfig(steps=3),
         "times": TrainTimes(count=2),
@@ -99,13 +100,13 @@ def fit(folder: Path, kind: type[OnlineModule] = NFTModule, epochs: int = 2, **c
 
 
 class Brightness:
-    """Mean of an image; prompts with an a want it dark."""
+    """Mean of an image's bytes, which hide rounding; prompts with an a want it dark."""
 
     name = "brightness"
 
     def __call__(self, images: Tensor, prompts: Any, metadata: Any) -> RewardResult:
         sign = torch.tensor([-1.0 if "a" in prompt else 1.0 for prompt in prompts])
-        means = images.mean((1, 2, 3))
+        means = torch.from_numpy(as_bytes(images)).double().mean((1, 2, 3)) / 255
         return RewardResult(scores=sign * means, parts={"mean": means})
 
 
