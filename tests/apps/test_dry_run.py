@@ -236,6 +236,7 @@ def test_stages_follow_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert "runs/multi_reward_4_geneval/lora" in out.splitlines()[-2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [24, 80])
 def test_variants_fit_their_gpu(size: int, capsys: pytest.CaptureFixture[str]) -> None:
     out = dry(["--config", f"nft/sd35_geneval_{size}gb.yaml"], capsys)
