@@ -49,7 +49,8 @@ def reward_server(
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot listen on port {port} of {host}: {reason}") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     with server:
         print(f"{server.url} serves {', '.join(opened)} on {where}; Ctrl-C stops it", flush=True)
         if host not in LOCAL:
