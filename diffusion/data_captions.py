@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from thalweg.diffusion.caption_sets import Captioned, open_captions
-from thalweg.diffusion.order import CountedLoader, CountedSampler
+from thalweg.diffusion.data import CountedDataModule
 from thalweg.diffusion.shapes.codec import LinearCodec
 from thalweg.diffusion.vocabulary import Vocabulary
 
@@ -30,7 +29,7 @@ class CaptionedLatents(Dataset[Batch]):
         return {"images": self.latents[index], "labels": self.tokens[index]}
 
 
-class CaptionDataModule(L.LightningDataModule):
+class CaptionDataModule(CountedDataModule):
     """Batches of ``images``, latents (B, C, H, W) of unit variance, and ``labels``, tokens (B, L).
 
     Everything is encoded once, by a linear autoencoder that is fitted to the images. The order depends on
@@ -66,7 +65,7 @@ class CaptionDataModule(L.LightningDataModule):
         eval_batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, 0, seed)
         self.captions = captions
         self.num_train = num_train
         self.num_val = num_val
@@ -74,12 +73,6 @@ class CaptionDataModule(L.LightningDataModule):
         self.length = length
         self.pixels = pixels
         self.channels = channels
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
-        self.seed = seed
-        self._parts: tuple[CaptionedLatents, CaptionedLatents] | None = None
-        self._loader: CountedLoader | None = None
-        self._place: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the set and encode it; done once."""
@@ -114,40 +107,3 @@ class CaptionDataModule(L.LightningDataModule):
         """What an exported pipeline needs beside the network; known after ``setup``."""
         codec = {"mean": self.codec.mean, "encoder": self.codec.encoder, "decoder": self.codec.decoder}
         return {"words": list(self.vocabulary.words), "length": self.length, "codec": codec}
-
-    def train_dataloader(self) -> CountedLoader:
-        """Shuffled training images; continues in the middle of an epoch."""
-        assert self._parts is not None
-        sampler = CountedSampler(
-            len(self._parts[0]),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            num_replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
-        )
-        self._loader = CountedLoader(
-            self._parts[0], batch_size=self.batch_size, sampler=sampler, drop_last=True, **self._options()
-        )
-        self._loader.load_state_dict(self._place)
-        self._place = {}
-        return self._loader
-
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Validation images in their order; nothing if there are none."""
-        assert self._parts is not None
-        if not len(self._parts[1]):
-            return []
-        return DataLoader(self._parts[1], batch_size=self.eval_batch_size, shuffle=False, **self._options())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Place in the training data; see ``ImageDataModule.state_dict``."""
-        return {} if self._loader is None else {"train": self._loader.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at that place."""
-        self._place = state_dict.get("train", {})
-        if self._loader is not None:
-            self._loader.load_state_dict(self._place)
-
-    def _options(self) -> dict[str, Any]:
-        return {"num_workers": 0, "pin_memory": torch.cuda.is_available()}
