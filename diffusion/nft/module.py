@@ -12,20 +12,13 @@ from thalweg.diffusion.nft.collect import Artist, noisy_steps
 from thalweg.diffusion.nft.config import AWMObjective, GRPOObjective, NFTObjective
 from thalweg.diffusion.nft.decay import Decay
 from thalweg.diffusion.nft.online import OnlineModule
-from thalweg.diffusion.nft.training import Loss, Terms, forward_losses, grpo_losses
+from thalweg.diffusion.nft.training import Loss, Objective, Terms, forward_losses, grpo_losses
 
 
-class NFTModule(OnlineModule):
-    """DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117).
+class ForwardModule(OnlineModule):
+    """Algorithms that train on the forward process: on noised images, with any solver in rollouts."""
 
-    Args:
-        objective: The loss.
-        kwargs: See :class:`~thalweg.diffusion.nft.online.OnlineModule`.
-    """
-
-    def __init__(self, objective: NFTObjective = NFTObjective(), **kwargs: Any) -> None:  # noqa: B008
-        super().__init__(**kwargs)
-        self.objective = objective
+    objective: Objective
 
     @property
     def needs_reference(self) -> bool:
@@ -43,13 +36,28 @@ class NFTModule(OnlineModule):
             old_is_current=self.policy.old_is_current(),
         )
 
+
+class NFTModule(ForwardModule):
+    """DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117).
+
+    Args:
+        objective: The loss.
+        kwargs: See :class:`~thalweg.diffusion.nft.online.OnlineModule`.
+    """
+
+    objective: NFTObjective
+
+    def __init__(self, objective: NFTObjective = NFTObjective(), **kwargs: Any) -> None:  # noqa: B008
+        super().__init__(**kwargs)
+        self.objective = objective
+
     def weights_of(self, advantage: Tensor) -> Tensor:
         """Probabilities r that images are optimal, (N,)."""
         objective = self.objective
         return optimality(advantage, adv_clip_max=objective.adv_clip_max, adv_mode=objective.adv_mode)
 
 
-class AWMModule(OnlineModule):
+class AWMModule(ForwardModule):
     """Advantage Weighted Matching (Xue et al. 2025, arXiv 2509.25050).
 
     Args:
@@ -60,22 +68,6 @@ class AWMModule(OnlineModule):
     def __init__(self, objective: AWMObjective = AWMObjective(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)
         self.objective = objective
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the loss looks at the reference."""
-        return self.objective.kl_weight > 0
-
-    def losses(self, terms: Terms, positions: Sequence[int], artist: Artist) -> Iterator[Loss]:
-        """Losses of an optimizer step, in micro-batches."""
-        return forward_losses(
-            terms,
-            positions,
-            self.objective,
-            artist.sampler().levels,
-            self.times,
-            old_is_current=self.policy.old_is_current(),
-        )
 
 
 class FlowGRPOModule(OnlineModule):

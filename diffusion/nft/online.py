@@ -9,6 +9,7 @@ Shapes: M images of this process, N images of an epoch on all processes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -129,9 +130,9 @@ class OnlineModule(PolicyModule):
             )
         self._grad_norms.append(norm.detach())
 
+    @abstractmethod
     def losses(self, terms: Terms, positions: Sequence[int], artist: Artist) -> Iterator[Loss]:
         """Losses of an optimizer step, in micro-batches."""
-        raise NotImplementedError
 
     def losses_of_image(self, artist: Artist) -> int:
         """How many losses each image is part of."""
