@@ -156,6 +156,7 @@ def _online(config: Config) -> OnlinePlan:
     from thalweg.diffusion.nft.collect import noisy_steps
     from thalweg.diffusion.nft.data import PromptDataModule
     from thalweg.diffusion.nft.memory import Setup, estimate
+    from thalweg.diffusion.nft.rollout import sampler_of
 
     module: Any = build.build_module(config)
     data = build.build_datamodule(config)
@@ -166,7 +167,7 @@ def _online(config: Config) -> OnlinePlan:
     rewards = _names(specs)
     where = devices(config["trainer"])
     shape = data.geometry(where.processes)
-    sampler = _sampler(module.rollout)
+    sampler = sampler_of(module.rollout.source(), module.rollout.steps)
     noisy = module.noise is not None
     steps = len(sampler.schedule.nodes) - 1
     times = len(noisy_steps(module.noise, steps)) if noisy else module.times.of(len(sampler.levels))
@@ -197,14 +198,6 @@ def _online(config: Config) -> OnlinePlan:
         estimate=estimate(setup),
         missing=_missing(module, data, specs),
     )
-
-
-def _sampler(rollout: Any) -> Any:
-    from thalweg.diffusion.nft.rollout import sampler_of
-    from thalweg.diffusion.nft.text_to_image import OURS
-
-    solver = rollout.ode() if rollout.solver in OURS else rollout.solver
-    return sampler_of(solver, rollout.steps)
 
 
 def _names(specs: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

@@ -106,8 +106,8 @@ def grid_of(done: Finished, folder: Path) -> list[Picture]:
     """Write grid.png: pictures from all over the suite; pairs, before at the left, where there are two."""
     from PIL import Image
 
-    from thalweg.apps.sample import grid
     from thalweg.checkpoints.atomic import replacing
+    from thalweg.diffusion.sheet import grid
 
     firsts = [picture for picture in done.pictures if picture.copy == 0]
     number = min(SHOWN, len(firsts))

@@ -119,6 +119,10 @@ class RolloutConfig:
         if self.solver in get_args(Deterministic):
             self.ode()
 
+    def source(self) -> OdeSolver | str:
+        """The solver, or the file or folder that it is in."""
+        return self.ode() if self.solver in get_args(Deterministic) else self.solver
+
     def ode(self) -> OdeSolver:
         """The solver, where it is one by name."""
         return OdeSolver(

@@ -24,9 +24,6 @@ from thalweg.diffusion.nft.embeddings import (
 )
 from thalweg.diffusion.nft.rollout import Sampler, latent_shape, sampler_of, without_autocast
 
-OURS = ("dpm1", "dpm2", "flow", "ddim", "dance")
-"""Solvers by name; anything else is a file."""
-
 
 class TextToImage:
     """A pipeline like Stable Diffusion 3: the parts of it that fine-tuning needs.
@@ -116,13 +113,8 @@ class TextToImage:
             ValueError: If there is none of that kind.
         """
         if rollout not in self._samplers:
-            self._samplers[rollout] = self._open_sampler(rollout)
+            shift = rollout.shift
+            if shift is None:
+                shift = float(self.pipe.scheduler.config.get("shift", 1.0))
+            self._samplers[rollout] = sampler_of(rollout.source(), rollout.steps, shift)
         return self._samplers[rollout]
-
-    def _open_sampler(self, rollout: RolloutConfig) -> Sampler:
-        shift = rollout.shift
-        if shift is None:
-            shift = float(self.pipe.scheduler.config.get("shift", 1.0))
-        if rollout.solver in OURS:
-            return sampler_of(rollout.ode(), rollout.steps, shift)
-        return sampler_of(rollout.solver, rollout.steps, shift)
