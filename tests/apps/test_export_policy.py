@@ -30,7 +30,7 @@ def trained(home: Path, **changes: Any) -> tuple[Any, Path]:
     loop.fit(found, datamodule=prompts(home))
     file = home / "run.ckpt"
     loop.save_checkpoint(file)
-    content = torch.load(file, weights_only=False)
+    content = torch.load(file, weights_only=True)
     policy = {"kind": found.policy_config.kind, "lora": {"r": 4, "alpha": 8.0}}
     arguments = {"pipeline": {"model": str(home / "pipeline")}, "rewards": found.rewards, "policy": policy}
     content["app_config"] = {
@@ -76,6 +76,6 @@ def test_a_transformer_that_was_trained_whole_is_exported_as_such(home: Path) ->
 
 def test_the_module_of_a_run_can_be_built_from_its_configuration(home: Path) -> None:
     _, file = trained(home)
-    config = torch.load(file, weights_only=False)["app_config"]
+    config = torch.load(file, weights_only=True)["app_config"]
     config["model"]["init_args"]["optim"] = {"lr": 1e-3}
     assert type(build_module(config)).__name__ == "NFTModule"

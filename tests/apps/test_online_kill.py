@@ -31,7 +31,7 @@ def fresh(folder: Path, out: str) -> list[str]:
 
 
 def content(folder: Path, out: str) -> dict[str, Any]:
-    return torch.load(folder / out / "run/checkpoints/last.ckpt", weights_only=False)
+    return torch.load(folder / out / "run/checkpoints/last.ckpt", weights_only=True)
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def fit(folder: Path, kind: type[OnlineModule] = NFTModule, epochs: int = 2, **c
     }
     found = module(folder, kind, **changes)
     fitting = trainer(folder, epochs, **loop)
-    fitting.fit(found, datamodule=prompts(folder, **data), ckpt_path=resume, weights_only=False)
+    fitting.fit(found, datamodule=prompts(folder, **data), ckpt_path=resume, weights_only=True)
     if save:
         fitting.save_checkpoint(save)
     return found
@@ -183,7 +183,7 @@ def resume_shards(folder: Path) -> dict:
         )
         loop = trainer(folder, epochs, strategy=strategy, devices=WORLD, use_distributed_sampler=False)
         found = module(folder)
-        loop.fit(found, datamodule=prompts(folder, batch_size=4), ckpt_path=resume, weights_only=False)
+        loop.fit(found, datamodule=prompts(folder, batch_size=4), ckpt_path=resume, weights_only=True)
         if save:
             loop.save_checkpoint(save)
         return whole(found)

@@ -67,7 +67,7 @@ def test_a_resumed_run_equals_a_straight_one(home: Path, tmp_path: Path, kind: t
     straight = fit(home, kind, epochs=4)
     file = tmp_path / "half.ckpt"
     fit(home, kind, epochs=2, save=file)
-    saved = torch.load(file, weights_only=False)
+    saved = torch.load(file, weights_only=True)
     assert all(name.split(".")[1] in ("current", "old", "ema") for name in saved["state_dict"])
     resumed = fit(home, kind, epochs=4, resume=file)
     assert same(whole(resumed), whole(straight))
