@@ -78,18 +78,38 @@ class GroupRule:
 class ScheduleConfig:
     """Factor on every group's learning rate as a function of the optimizer step."""
 
-    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """What follows the warm-up: half a cosine, a straight line, no change, or stable-then-decay (wsd)."""
+    name: Literal[
+        "cosine",
+        "linear",
+        "linear-to-zero",
+        "one-minus-sqrt",
+        "power",
+        "inverse-sqrt",
+        "cyclic",
+        "wsd",
+        "constant",
+    ] = "cosine"
+    """What follows the warm-up; thalweg.core_optim.schedules has the formulas."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up from 0; excludes warmup_ratio."""
     warmup_ratio: float = 0.0
     """Warm-up as a share of all optimizer steps, rounded up; excludes warmup_steps."""
     final_ratio: float = 0.0
-    """Factor reached at the last step, as a share of the peak; constant ignores it."""
+    """Factor reached at the last step (inverse-sqrt: the least factor), as a share of the peak; constant
+    ignores it and linear-to-zero takes 0 alone."""
     decay_ratio: float = 0.2
     """Share of all optimizer steps that wsd spends decaying; other schedules ignore it."""
     decay_shape: Literal["linear", "cosine", "sqrt"] = "linear"
-    """Curve of the decay of wsd; sqrt is 1 - sqrt(progress) of Haegele et al. (2024)."""
+    """Curve of each decay of wsd and cyclic; sqrt is 1 - sqrt(progress) of Haegele et al. (2024)."""
+    power: float = 2.0
+    """Exponent of power: 1 is a straight line, more falls faster at first."""
+    timescale: int = 0
+    """Steps after which inverse-sqrt has fallen to 1 / sqrt(2); 0 takes the warm-up's, at least one."""
+    cycles: int = 4
+    """Equal cycles of cyclic, each falling from the peak to final_ratio."""
+    cycle_rise: float = 0.0
+    """Share of each cycle of cyclic, the first apart, that climbs back to the peak in a straight line: 0
+    restarts at once, 0.5 makes triangles."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -98,6 +118,12 @@ class ScheduleConfig:
         for name in ("warmup_ratio", "final_ratio", "decay_ratio"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, owner, name, value, "a number in [0, 1]")
+        _require(self.power > 0.0, owner, "power", self.power, "a number > 0")
+        _require(self.timescale >= 0, owner, "timescale", self.timescale, "an integer >= 0")
+        _require(self.cycles >= 1, owner, "cycles", self.cycles, "an integer >= 1")
+        _require(0.0 <= self.cycle_rise < 1.0, owner, "cycle_rise", self.cycle_rise, "a number in [0, 1)")
+        if self.name == "linear-to-zero":
+            _require(self.final_ratio == 0.0, owner, "final_ratio", self.final_ratio, "0")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
                 f"{owner}: warmup_steps ({self.warmup_steps}) and warmup_ratio ({self.warmup_ratio}) exclude"
