@@ -1,0 +1,1 @@
+"""Linear algebra of the matrix rules, as pure functions."""
