@@ -1,0 +1,196 @@
+"""Parameters of a group that may be updated in one call, and the kernels that do it.
+
+A bucket holds parameters of one dtype, device, layout, step and case of the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.core_optim.engine import sharding
+from thalweg.core_optim.engine.random import Randomness, mix
+from thalweg.core_optim.engine.reduce import Context
+from thalweg.core_optim.engine.rule import ElementRule, Item, MatrixRule, Rule
+from thalweg.core_optim.engine.tensors import Tensors
+from thalweg.core_optim.engine.update import (
+    Plan,
+    apply_update,
+    caution,
+    compiled,
+    element_step,
+    narrow_,
+    prepare_gradient,
+    widen,
+)
+from thalweg.core_optim.engine.views import as_real, can_view, like_order, viewed
+
+
+@dataclass
+class Slot:
+    """One parameter in a step."""
+
+    parameter: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
+    t: int
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the slots of a bucket have in common."""
+
+    rule: Rule
+    plan: Plan
+    variant: str
+    kernel: str
+    options: Mapping[str, Any]
+    numbers: dict[str, float]
+    random: Randomness
+
+
+@dataclass
+class Views:
+    """Local real views of a slot's tensors, and what has to be copied back because it could not be viewed."""
+
+    p: Tensor
+    g: Tensor
+    s: dict[str, Tensor]
+    back: list[tuple[Tensor, Tensor]]
+
+
+def views_of(slot: Slot, rule: ElementRule) -> Views:
+    """Tensors of a slot in the shape in which its rule wants them."""
+    p = as_real(sharding.local(slot.parameter).detach())
+    g = as_real(sharding.local(slot.gradient))
+    full = slot.parameter.shape
+    states = {
+        name: as_real(sharding.local(value))
+        for name, value in slot.state.items()
+        if isinstance(value, Tensor) and name != "step"
+    }
+    like = {name for name in states if slot.state[name].shape == full and states[name].shape == p.shape}
+    strides = {states[name].stride() for name in like} | {p.stride()}
+    if (len(strides) == 1 or p.is_contiguous()) and can_view(p, rule.view):
+        s = {name: viewed(v, rule.view) if name in like else v for name, v in states.items()}
+        return Views(viewed(p, rule.view), viewed(like_order(g, p), rule.view), s, [])
+    back: list[tuple[Tensor, Tensor]] = []
+
+    def packed(x: Tensor) -> Tensor:
+        copy = x.clone(memory_format=torch.contiguous_format)
+        back.append((x, copy))
+        return viewed(copy, rule.view)
+
+    s = {name: packed(v) if name in like else v for name, v in states.items()}
+    return Views(packed(p), viewed(g.contiguous(), rule.view), s, back)
+
+
+def rounding_key(slot: Slot, random: Randomness, sharded: bool) -> tuple[int, int]:
+    """Key and first element of the stochastic rounding of a slot; replicas of a parameter get the same."""
+    offset = 0
+    if sharded:
+        layout = sharding.layout_of(slot.parameter)
+        # parts cut along another dimension have numbers of their own
+        inner = [group.rank() for group, dim in layout.groups if dim > 0]
+        offset = layout.row_offset * (layout.numel // max(layout.rows, 1)) + sum(inner) * 0x9E3779
+    return mix(random.seed, slot.t, slot.index) & 0x7FFFFFFF, offset & 0x7FFFFFFF
+
+
+def run_elements(job: Job, slots: list[Slot]) -> None:
+    """Update a bucket with an element rule."""
+    rule = job.rule
+    assert isinstance(rule, ElementRule)
+    sharded = sharding.is_sharded(slots[0].parameter)
+    views = [views_of(slot, rule) for slot in slots]
+    keys = [rounding_key(slot, job.random, sharded) for slot in slots] if job.plan.stochastic else None
+    moduli = job.options["complex"] == "modulus" and slots[0].parameter.is_complex()
+    if job.kernel == "foreach":
+        layouts = [sharding.layout_of(slot.parameter) for slot in slots] if sharded else None
+        x = Context(job.options, job.variant, layouts, moduli=moduli)
+        s = {name: Tensors([v.s[name] for v in views]) for name in views[0].s}
+        p, g = Tensors([v.p for v in views]), Tensors([v.g for v in views])
+        element_step(rule, job.plan, p, g, s, job.numbers, x, keys)  # type: ignore[arg-type]
+    elif job.kernel == "compile":
+        _run_compiled(job, views, keys, moduli)
+    else:
+        x = Context(job.options, job.variant, moduli=moduli)
+        for i, v in enumerate(views):
+            element_step(rule, job.plan, v.p, v.g, v.s, job.numbers, x, keys and keys[i])
+    for v in views:
+        for target, copy in v.back:
+            target.copy_(copy.view(target.shape))
+
+
+def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None:
+    rule = job.rule
+    assert isinstance(rule, ElementRule)
+    fixed = tuple(sorted((k, v) for k, v in job.options.items() if isinstance(v, bool | int | str)))
+    kernel = compiled(rule, job.plan, job.variant, fixed, moduli)
+    dtype = torch.float64 if views[0].p.dtype == torch.float64 else torch.float32
+    numbers = {
+        name: value.to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
+        for name, value in job.numbers.items()
+    }
+    x = Context(job.options, job.variant, moduli=moduli)
+    for i, v in enumerate(views):
+        if v.p.numel() < 2:  # the compiler would make a graph of its own for a single element
+            element_step(rule, job.plan, v.p, v.g, v.s, job.numbers, x, keys and keys[i])
+            continue
+        key = keys and tuple(torch.tensor(k, dtype=torch.int32) for k in keys[i])
+        kernel(v.p, v.g, v.s, numbers, key)
+
+
+def run_matrices(job: Job, slots: list[Slot]) -> None:
+    """Update all parameters of a group with a matrix rule; parts of matrices are gathered first."""
+    rule, plan, h = job.rule, job.plan, job.numbers
+    assert isinstance(rule, MatrixRule)
+    items, gradients = [], []
+    for slot in slots:
+        p, g = widen(slot.parameter.detach()), widen(slot.gradient)
+        g = sharding.whole(prepare_gradient(plan, p, g, h))
+        state = {k: v for k, v in slot.state.items() if k != "step"}
+        wide = {k: widen(v) if v.dtype in (torch.bfloat16, torch.float16) else v for k, v in state.items()}
+        items.append(Item(sharding.whole(p), g, wide, slot.t, slot.index, slot.name, job.random))
+        gradients.append(g)
+    directions = rule.update(items, h, job.options)
+    x = Context(job.options)
+    for slot, item, g, u in zip(slots, items, gradients, directions):
+        _keep_state(slot, item, job)
+        if u is None:
+            continue
+        if plan.cautious:
+            u = caution(u, g, x)
+        _apply_whole(job, slot, u)
+
+
+def _keep_state(slot: Slot, item: Item, job: Job) -> None:
+    """Put what the rule left in an item into the state, in the dtype that the state has."""
+    for stream, (name, value) in enumerate(item.s.items(), start=1):
+        old = slot.state.get(name)
+        if old is value:
+            continue
+        if old is None or old.shape != value.shape or old.dtype == value.dtype:
+            dtype = value.dtype if old is None or not old.is_floating_point() else old.dtype
+            slot.state[name] = value.to(dtype)
+        else:
+            key = rounding_key(slot, job.random, False) if job.plan.stochastic else None
+            narrow_(old, value, key, stream)
+
+
+def _apply_whole(job: Job, slot: Slot, u: Tensor) -> None:
+    target = sharding.local(slot.parameter).detach()
+    u = sharding.part_of(u, slot.parameter)
+    p = widen(target)
+    factor = job.rule.shrink(job.numbers["lr"], job.options)
+    if factor is not None:
+        p.mul_(factor)
+    apply_update(job.plan, p, u.view(p.shape) if u.shape != p.shape else u, job.numbers)
+    if p is not target:
+        sharded = sharding.is_sharded(slot.parameter)
+        narrow_(target, p, rounding_key(slot, job.random, sharded) if job.plan.stochastic else None, 0)

@@ -1,0 +1,276 @@
+"""The one optimizer class of the core: parameter groups, each with a rule, and the step.
+
+Every group carries its rule and all of its options, so "Muon for the matrices, AdamW for the rest" is one
+optimizer with one state and one learning-rate schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thalweg.core_optim.engine import sharding
+from thalweg.core_optim.engine.buckets import Job, Slot, run_elements, run_matrices
+from thalweg.core_optim.engine.groups import COMMON, LABELS, complete_group, fill_missing, plain
+from thalweg.core_optim.engine.loading import restore_dtypes
+from thalweg.core_optim.engine.random import Randomness
+from thalweg.core_optim.engine.rule import ElementRule, Rule, StateSpec
+from thalweg.core_optim.engine.update import HALF, Plan
+
+KERNELS = ("auto", "fused", "foreach", "loop", "compile")
+
+
+class CoreOptimizer(Optimizer):
+    """Optimizer over groups that each name an algorithm.
+
+    Args:
+        params: Parameters, named parameters, or groups of them. A group may have ``rule``, the name of an
+            algorithm, and any option of that algorithm; a group with another rule than the optimizer's own
+            starts from the defaults of that rule.
+        rule: Algorithm of groups that name none.
+        kernel: How element rules run: ``loop`` over tensors, ``foreach`` on lists of them, ``compile``,
+            ``fused`` where torch has such a kernel (AdamW); ``auto`` takes fused, then loop on a CPU and
+            foreach elsewhere. Cut parameters always run on lists, which adds up their sums in one call.
+        foreach: As in torch: True for ``kernel="foreach"``, False for ``"loop"``.
+        compile: Short for ``kernel="compile"``: one compiled graph for all shapes.
+        seed: Seed of everything random, which is a function of (seed, step, parameter).
+        options: Options of the rule and the common ones: maximize, decay, cautious, state_dtype,
+            stochastic_rounding, complex.
+
+    Raises:
+        ValueError: For unknown options, values that are not allowed, and parameters a rule cannot handle.
+    """
+
+    RULE: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rule: str | None = None,
+        *,
+        kernel: str = "auto",
+        foreach: bool | None = None,
+        compile: bool = False,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel is {kernel!r}, allowed: {', '.join(KERNELS)}")
+        if compile and foreach:
+            raise ValueError("compile and foreach exclude each other")
+        name = rule or self.RULE
+        if name is None:
+            raise ValueError("no rule is given; name an algorithm, or use one of the classes")
+        self.kernel = "compile" if compile else {None: kernel, True: "foreach", False: "loop"}[foreach]
+        self.random: Any = Randomness(seed)
+        own = complete_group({"params": []}, name, options, type(self).__name__, {})
+        self._own = (name, {k: v for k, v in own.items() if k not in ("params", "rule")}, dict(options))
+        super().__init__(params, {})
+        self.defaults = dict(self._own[1])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its rule and options are checked and completed.
+
+        Raises:
+            ValueError: Naming the group and its parameters.
+        """
+        name, _, given = self._own
+        number = len(self.param_groups)
+        group = complete_group(param_group, name, given, f"group {number}", self.__dict__.get("defaults", {}))
+        defaults, self.defaults = self.defaults, {}
+        try:
+            super().add_param_group(group)
+        finally:
+            self.defaults = defaults
+        try:
+            self._check(number)
+        except ValueError:
+            del self.param_groups[number]
+            raise
+
+    def _check(self, number: int) -> None:
+        group = self.param_groups[number]
+        rule = _rule(group)
+        for i, parameter in enumerate(group["params"]):
+            reason = rule.refuse(parameter, group)
+            if parameter.is_complex() and not isinstance(rule, ElementRule):
+                reason = f"{rule.title} has no update for complex numbers; give it to an element rule such as adamw"
+            if reason:
+                label = repr(group["name"]) + " " if "name" in group else ""
+                raise ValueError(
+                    f"group {label}{number} ({group['rule']}), parameter {parameter_name(group, i)} of shape"
+                    f" {tuple(parameter.shape)}: {reason}"
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step over all parameters that have a gradient.
+
+        Args:
+            closure: Computes the loss and its gradients; its value is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        first = 0
+        for group in self.param_groups:
+            slots = self._slots(group, first)
+            first += len(group["params"])
+            if slots:
+                self._step_group(group, slots)
+        return loss
+
+    def _slots(self, group: dict[str, Any], first: int) -> list[Slot]:
+        slots = []
+        rule = _rule(group)
+        for i, parameter in enumerate(group["params"]):
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.layout != torch.strided:
+                raise ValueError(
+                    f"{rule.title} does not take sparse gradients ({parameter_name(group, i)}): build the embedding with"
+                    " sparse=False, or give it an optimizer of its own such as torch.optim.SparseAdam"
+                )
+            state = self.state[parameter]
+            if "step" not in state:
+                state |= initial_state(rule, parameter, group)
+            state["step"] += 1
+            gradient = sharding.aligned(gradient, parameter)
+            slots.append(
+                Slot(parameter, gradient, state, int(state["step"]), first + i, parameter_name(group, i))
+            )
+        return slots
+
+    def _step_group(self, group: dict[str, Any], slots: list[Slot]) -> None:
+        rule = _rule(group)
+        extra = rule.begin(group, slots)
+        buckets: dict[Any, list[Slot]] = {}
+        for slot in slots:
+            p = slot.parameter
+            case = rule.variant(p.shape, group, slot.t) if isinstance(rule, ElementRule) else ""
+            step = slot.t if isinstance(rule, ElementRule) else 0
+            key = (case, rule.decays(p.shape, group), p.dtype, p.device, sharding.placement_key(p), step)
+            buckets.setdefault(key, []).append(slot)
+        for (case, decays, *_), members in buckets.items():
+            numbers = {**_numbers(group), **extra, **rule.scalars(members[0].t, group)}
+            plan = Plan(
+                decay=(group["decay"] or rule.way_of_decay(group)) if decays else None,
+                cautious=group["cautious"],
+                maximize=group["maximize"],
+                stochastic=group["stochastic_rounding"],
+            )
+            kernel = self._kernel(rule, plan, members)
+            job = Job(rule, plan, case, kernel, group, numbers, self.random)
+            if kernel == "fused":
+                cast(Any, rule).fused(members, numbers)
+            elif isinstance(rule, ElementRule):
+                run_elements(job, members)
+            else:
+                run_matrices(job, members)
+
+    def _kernel(self, rule: Rule, plan: Plan, slots: list[Slot]) -> str:
+        """The kernel of a bucket; what the user asked for wherever it can be had."""
+        p = slots[0].parameter
+        if self.kernel in ("auto", "fused") and hasattr(rule, "fused"):
+            simple = plan.decay in ("decoupled", None) and not (plan.cautious or plan.stochastic)
+            same = all(slot.state["exp_avg"].dtype == p.dtype == slot.gradient.dtype for slot in slots)
+            if simple and same and p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps", "xpu"):
+                return "fused"
+        if sharding.is_sharded(p) and not (self.kernel == "compile" and _alone(rule, plan)):
+            return "foreach"
+        if self.kernel in ("auto", "fused"):
+            return "loop" if p.device.type == "cpu" else "foreach"
+        return self.kernel
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore state and options; every tensor keeps the dtype in which it was saved.
+
+        Raises:
+            ValueError: If a group was saved with another rule, or the groups do not match.
+        """
+        before = [dict(group) for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        fill_missing(self.param_groups, before)
+        restore_dtypes(self, state_dict)
+
+    def train(self) -> None:
+        """Put the weights for training in place; only schedule-free rules have others for evaluation."""
+        self._exchange("train")
+
+    def eval(self) -> None:
+        """Put the weights for evaluation in place; only schedule-free rules have such."""
+        self._exchange("eval")
+
+    @torch.no_grad()
+    def _exchange(self, mode: str) -> None:
+        for group in self.param_groups:
+            rule = _rule(group)
+            if hasattr(rule, "exchange"):
+                rule.exchange(group, [(p, self.state[p]) for p in group["params"] if self.state.get(p)], mode)
+
+
+def parameter_name(group: dict[str, Any], i: int) -> str:
+    """Name of a parameter of a group, or its number where nobody named it."""
+    return group["param_names"][i] if "param_names" in group else f"number {i}"
+
+
+def initial_state(rule: Rule, parameter: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
+    """State of a parameter before its first step, with a count of steps on the CPU as torch keeps it."""
+    state = {"step": torch.tensor(0.0)}
+    default = _state_dtype(parameter, options["state_dtype"])
+    for name, spec in rule.states(parameter.shape, options).items():
+        state[name] = _new_state(parameter, spec, default, isinstance(rule, ElementRule))
+    return state
+
+
+def _new_state(parameter: Tensor, spec: StateSpec, default: torch.dtype, elements: bool) -> Tensor:
+    dtype = spec.dtype or default
+    device = sharding.local(parameter).device
+    if spec.shape == "like":
+        if elements:
+            return sharding.state_like(parameter, dtype, spec.fill)
+        return torch.full(parameter.shape, spec.fill, dtype=dtype, device=device)
+    real = torch.float32 if dtype == torch.complex64 else torch.float64 if dtype == torch.complex128 else dtype
+    if spec.shape == "rows":
+        return sharding.rows_like(parameter, real, spec.fill)
+    return torch.full(tuple(spec.shape), spec.fill, dtype=real, device=device)
+
+
+def _state_dtype(parameter: Tensor, asked: str | None) -> torch.dtype:
+    """fp32 for parameters in half precision unless asked otherwise, else the dtype of the parameter."""
+    if asked == "bfloat16" and not parameter.is_complex():
+        return torch.bfloat16
+    if asked == "parameter" or parameter.dtype not in HALF:
+        return parameter.dtype
+    return torch.float32
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    from thalweg.core_optim.registry import rule
+
+    return rule(group["rule"])
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, float]:
+    """Numeric options of a group, betas one by one."""
+    found = {
+        name: plain(value)
+        for name, value in group.items()
+        if isinstance(value, float | Tensor) and name not in (*COMMON, *LABELS)
+    }
+    for i, beta in enumerate(group.get("betas", ()), start=1):
+        found[f"beta{i}"] = beta
+    found["lr_peak"] = plain(group.get("initial_lr", group["lr"])) or 1.0
+    found.setdefault("weight_decay", 0.0)
+    return found
+
+
+def _alone(rule: Rule, plan: Plan) -> bool:
+    """Whether a part of a parameter can be updated without the other parts."""
+    return isinstance(rule, ElementRule) and not rule.sums and not plan.cautious

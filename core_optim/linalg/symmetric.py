@@ -1,0 +1,71 @@
+"""Products of matrices that are known to be symmetric, at little more than half the multiplications.
+
+Shapes: B batch, M and N rows and columns.  A product is ``alpha a b + beta c``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SMALLEST = 256
+"""Side below which blocks cost more than they save."""
+
+
+def multiply_add(
+    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0
+) -> Tensor:
+    """``alpha a b + beta c`` of matrices (M, N) or batches (B, M, N) in one call, summed in fp32 or better."""
+    if c is None:
+        return a @ b if alpha == 1.0 else alpha * (a @ b)
+    fused = torch.addmm if a.ndim == 2 else torch.baddbmm
+    return fused(c, a, b, alpha=alpha, beta=beta)
+
+
+def stripe_height(a: Tensor) -> int | None:
+    """Rows per stripe for a product with ``a``, or None where the whole product is faster.
+
+    Only single matrices on a CPU gain: a GPU has the speed for the whole product at once, and batched products
+    of transposed slices are slow on CPUs.
+    """
+    side = a.shape[-2]
+    if a.ndim != 2 or a.device.type != "cpu" or side < SMALLEST:
+        return None
+    return max(128, -(-side // 8))
+
+
+def symmetric_product(
+    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0
+) -> Tensor:
+    """``alpha a b + beta c`` where a b and c are symmetric, as for b = aᵀ or two polynomials of one matrix.
+
+    Large single matrices on a CPU are computed in stripes of rows from the diagonal on and mirrored: with k
+    stripes that is (k + 1) / 2k of the multiplications.
+    """
+    height = stripe_height(a)
+    if height is None:
+        return multiply_add(a, b, c, alpha=alpha, beta=beta)
+    side = a.shape[-2]
+    out = a.new_empty(side, side)
+    for start in range(0, side, height):
+        stop = min(start + height, side)
+        known = None if c is None else c[start:stop, start:]
+        stripe = multiply_add(a[start:stop], b[:, start:], known, alpha=alpha, beta=beta)
+        out[start:stop, start:] = stripe
+        out[stop:, start:stop] = stripe[:, stop - start :].mT
+    return out
+
+
+def mix_outer_(average: Tensor, x: Tensor, weight: float) -> Tensor:
+    """``average <- (1 - weight) average + weight x xᵀ`` in place; average is symmetric, x is (M, N) or (B, M, N)."""
+    height = stripe_height(x)
+    if height is None:
+        fused = average.addmm_ if x.ndim == 2 else average.baddbmm_
+        return fused(x, x.mT, alpha=weight, beta=1.0 - weight)
+    side = x.shape[-2]
+    for start in range(0, side, height):
+        stop = min(start + height, side)
+        stripe = average[start:stop, start:]
+        stripe.addmm_(x[start:stop], x[start:].mT, alpha=weight, beta=1.0 - weight)
+        average[stop:, start:stop] = stripe[:, stop - start :].mT
+    return average

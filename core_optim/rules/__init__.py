@@ -1,0 +1,1 @@
+"""One file per algorithm, each a rule for the engine."""
