@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,8 @@ KEY = "zeroth_order"
 """Where state dicts keep the step and the seed."""
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """A trainable parameter and its place in the optimizer."""
 
     index: int
@@ -309,13 +311,14 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 def _refuse_shared_memory(entries: Iterator[Entry]) -> None:
     seen: dict[tuple[torch.device, int], int] = {}
-    for index, _, parameter in entries:
+    for entry in entries:
+        parameter = entry.parameter
         if parameter.numel() == 0 or parameter.device.type == "meta":
             continue
         key = (parameter.device, parameter.data_ptr())
         if key in seen:
             raise ValueError(
-                f"parameters {seen[key]} and {index} share memory and would be shifted twice: make them one"
+                f"parameters {seen[key]} and {entry.index} share memory and would be shifted twice: make them one"
                 " Parameter"
             )
-        seen[key] = index
+        seen[key] = entry.index
