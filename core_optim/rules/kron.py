@@ -27,7 +27,7 @@ from thalweg.core_optim.engine.rule import LIKE, Item, MatrixRule, StateSpec
 from thalweg.core_optim.linalg import psgd
 
 ANNEALED: dict[str, float] = {"max": 1.0, "min": 0.03, "decay": 0.001, "flat_start": 500.0}
-"""Schedule of the probability of an update: max while flat, then exp(-decay (n - flat_start)), never below min."""
+"""Schedule of the probability of an update: max exp(-decay (n - flat_start)) between min and max."""
 BATCH = 1 << 24
 """Elements of gradients that are handled in one batch."""
 
@@ -105,8 +105,9 @@ PROBABILITY = either(
 class Kron(MatrixRule):
     """PSGD Kron; see the equations.
 
-    Nothing beside tensors is remembered: the counter of the updates and the draws of the balancing are replayed from
-    the step, and probes come from (seed, step, parameter). A gradient that is zero everywhere leaves the factors alone.
+    Nothing beside tensors is remembered: the counter of the updates and the draws of the balancing are
+    replayed from the step, and probes come from (seed, step, parameter). A gradient that is zero everywhere
+    leaves the factors alone.
     """
 
     name = "kron"
@@ -126,7 +127,7 @@ p <- p - lr (u + weight_decay p), decay only with two dimensions or more"""
         "b1": Option(0.9, share(), "decay rate of the momentum"),
         "weight_decay": Option(0.0, at_least(0.0), "weight decay of tensors with two dimensions or more"),
         "preconditioner_update_probability": Option(
-            None, PROBABILITY, "share of steps that fit the preconditioner, or a schedule; none: annealed 1 to 0.03"
+            None, PROBABILITY, "share of steps that fit the preconditioner, or its schedule; annealed if none"
         ),
         "max_size_triangular": Option(8192, integer(0), "larger dimensions get a diagonal factor"),
         "min_ndim_triangular": Option(2, integer(0), "tensors of fewer dimensions get diagonal factors"),
@@ -192,8 +193,9 @@ p <- p - lr (u + weight_decay p), decay only with two dimensions or more"""
             self._start(items, merged, o)
         for item in items:
             item.s["momentum"].mul_(h["b1"]).add_(item.g, alpha=1.0 - h["b1"])
-        m = torch.stack([item.s["momentum"].reshape(merged) for item in items]) / (1.0 - h["b1"] ** t)
-        factors = [torch.stack([item.s[name] for item in items]) for name in names]
+        m = torch.stack([item.s["momentum"].reshape(merged).to(item.g.dtype) for item in items])
+        m = m / (1.0 - h["b1"] ** t)
+        factors = [torch.stack([item.s[name].to(item.g.dtype) for item in items]) for name in names]
         if t in _updates(o):
             if len(merged) > 1 and t in balance_steps(o["balance_seed"], o["balance_probability"]):
                 factors = psgd.balance(factors)
