@@ -140,3 +140,18 @@ def active_blocks(
     if order == "mirror":
         line = [line[-1 - place // 2] if place % 2 else line[place // 2] for place in range(count)]
     return {line[(turn * number + offset) % count] for offset in range(number)}
+
+
+def projected_shape(shape: Sequence[int], way: str, number: int) -> tuple[int, ...]:
+    """Shape of P g for a number of coordinates or a rank.
+
+    Raises:
+        ValueError: If `way` is unknown.
+    """
+    if way == "randk" or (way in COORDINATES and not shape):
+        return (number,)
+    if way == "rows" or way == "left":
+        return (number, *shape[1:])
+    if way == "columns" or way == "right":
+        return (*shape[:-1], number)
+    raise ValueError(f"a projection is one of {COORDINATES + SIDES}, not {way!r}")
