@@ -191,14 +191,20 @@ def obs_scores(weights_D: Tensor, diagonal_D: Tensor) -> Tensor:
     return weights_D.to(diagonal_D).square() / (2.0 * diagonal_D)
 
 
-def obs_update(inverse: FisherInverse | BlockFisherInverse, weights_D: Tensor, index: Tensor) -> Tensor:
+def obs_update(
+    inverse: FisherInverse | BlockFisherInverse,
+    weights_D: Tensor,
+    index: Tensor,
+    diagonal_K: Tensor | None = None,
+) -> Tensor:
     """Change of all weights (D,) when those at `index` are removed: sum of the single-weight solutions.
 
     The solution for weight j alone, -w_j / [F^{-1}]_jj F^{-1} e_j, makes it exactly zero and is the minimiser
     of the quadratic model. Summing is what the published pruner does; :func:`joint_update` is exact for
-    several.
+    several. The entries of the diagonal at `index` are computed if not given.
     """
-    diagonal_K = inverse.elements(index, index)
+    if diagonal_K is None:
+        diagonal_K = inverse.elements(index, index)
     target_D = torch.zeros(weights_D.numel(), dtype=torch.float64, device=diagonal_K.device)
     target_D[index.to(target_D.device)] = -weights_D.to(diagonal_K)[index.to(diagonal_K.device)] / diagonal_K
     return inverse.ihvp(target_D)
