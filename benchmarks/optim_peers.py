@@ -1,8 +1,8 @@
 """What `optim_step.py` compares: for each of our rules the classes of the peers that have it.
 
-A peer is listed where its rule is the same up to details that cost no time. Left out are Lion of heavyball, which
-computes something else, and AdamMini of pytorch_optimizer, which asks for a model with the names of a language
-model.
+A peer is listed where its rule is the same up to details that cost no time. Left out are Lion of heavyball,
+which computes something else, and AdamMini of pytorch_optimizer, which asks for a model with the names of a
+language model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Time of an optimizer step and bytes of its state, ours beside torch and the peers, interleaved in one process.
+"""Time of an optimizer step and bytes of state, ours beside torch and the peers, interleaved in one process.
 
     python -m pip install --no-deps --target PEERS pytorch_optimizer==4.1.0 timm==1.0.31 heavyball==3.2.1
-    OMP_NUM_THREADS=1 python benchmarks/optim_step.py --peers PEERS [--rules AdamW Muon] [--rounds 9] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/optim_step.py --peers PEERS [--rules AdamW Muon] [--json FILE]
 
 Elementwise rules step a list of 25 million parameters in the shapes of a transformer (embedding 12000 x 512,
 6 blocks of width 512 with inner width 2048, norms and biases), matrix rules the six matrices of one block. In
