@@ -43,10 +43,11 @@ def window_dot(window_MD: Tensor, x_D: Tensor) -> Tensor:
     return dot_M
 
 
-def window_combine(window_MD: Tensor, weights_M: Tensor) -> Tensor:
-    """G^T w (D,) in float64, on the device of the window."""
-    parts = [weights_M.to(window_MD.device) @ window_MD[:, part].double() for part in _chunks(window_MD)]
-    return torch.cat(parts) if parts else window_MD.new_zeros(0, dtype=torch.float64)
+def window_combine(window_MD: Tensor, weights_M: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """G^T w (D,) on the device of the window, computed in a dtype."""
+    weights_M = weights_M.to(window_MD.device, dtype)
+    parts = [weights_M @ window_MD[:, part].to(dtype) for part in _chunks(window_MD)]
+    return torch.cat(parts) if parts else window_MD.new_zeros(0, dtype=dtype)
 
 
 def replace_row(window_MD: Tensor, gram_MM: Tensor, row: int, g_D: Tensor) -> None:
@@ -64,6 +65,17 @@ def factor(gram_MM: Tensor, damping: float) -> Tensor:
     """Lower Cholesky factor of G G^T + M damping I, also of batches; never waits for the device."""
     shift = torch.eye(gram_MM.shape[-1], dtype=gram_MM.dtype, device=gram_MM.device)
     return torch.linalg.cholesky_ex(gram_MM + gram_MM.shape[-1] * damping * shift).L
+
+
+def row_weights(gram_MM: Tensor, row: int, damping: float) -> Tensor:
+    """Weights (M,) with which F^{-1} x = G^T w for the row x of the window.
+
+    F^{-1} G^T = M G^T (G G^T + M damping I)^{-1}: for a gradient in the window nothing cancels and nothing is
+    divided by the damping, so G^T w may be computed in single precision.
+    """
+    unit_M = torch.zeros_like(gram_MM[0])
+    unit_M[row] = len(gram_MM)
+    return solve(factor(gram_MM, damping), unit_M)
 
 
 def solve(factor_MM: Tensor, y_M: Tensor) -> Tensor:

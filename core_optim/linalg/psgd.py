@@ -176,7 +176,11 @@ def update_factors(factors: Sequence[Tensor], g: Tensor, probe: Tensor, lr: floa
 def precondition(factors: Sequence[Tensor], g: Tensor) -> Tensor:
     """P g = (Q_1^T Q_1 x ... x Q_n^T Q_n) g for gradients (B, d_1, ..., d_n)."""
     for mode, factor in enumerate(factors):
-        g = apply_factor(apply_factor(g, factor, mode), factor, mode, transpose=True)
+        if factor.ndim == 3 and math.prod(g.shape[1:]) > factor.shape[-1] ** 2:
+            # one product with the small matrix Q^T Q is cheaper than two with the long gradient
+            g = apply_factor(g, factor.mT @ factor, mode)
+        else:
+            g = apply_factor(apply_factor(g, factor, mode), factor, mode, transpose=True)
     return g
 
 

@@ -36,7 +36,7 @@ class MFAC(MatrixRule):
     source = "Frantar et al. 2021, arXiv:2107.03356; code IST-DASLab/M-FAC"
     equations = """x = g + weight_decay p, over all parameters of a scope as one vector (decay: coupled)
 row (t - 1) mod m of G <- x;  F = damping I + G^T G / m
-u = F^-1 x = [x - G^T (G G^T + m damping I)^-1 G x] / damping
+u = F^-1 x = m G^T (G G^T + m damping I)^-1 e, with x = G^T e
 b <- momentum b + (1 - momentum) u;  p <- p - lr b
 m stays the divisor while the window fills. lr, damping and m are coupled: a first step is
 lr x / (damping + |x|^2 / m)."""
@@ -96,11 +96,11 @@ def _precondition(items: list[Item], o: Mapping[str, Any]) -> list[Tensor]:
     for item, window in zip(items, windows):
         fisher.replace_row(window, item.s["gram"], row, _masked(item, o).reshape(-1))
     gram = torch.stack([item.s["gram"] for item in items]).sum(0)
-    weights = fisher.solve(fisher.factor(gram, o["damping"]), gram[row])
+    weights = fisher.row_weights(gram, row, o["damping"])
     directions = []
     for item, window in zip(items, windows):
-        u = (window[row].double() - fisher.window_combine(window, weights)) / o["damping"]
-        directions.append(u.to(item.g.device, item.g.dtype).view(item.g.shape))
+        u = fisher.window_combine(window, weights, item.g.dtype)
+        directions.append(u.to(item.g.device).view(item.g.shape))
     return directions
 
 

@@ -79,6 +79,17 @@ def test_replacing_rows_past_the_end_equals_rebuilding() -> None:
     assert torch.allclose(gram, fisher.window_gram(window), atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_row_of_the_window_needs_no_division_by_the_damping(dtype) -> None:
+    window = normal(12, 300).to(dtype)
+    damping = 1e-5
+    weights = fisher.row_weights(fisher.window_gram(window), 5, damping)
+    found = fisher.window_combine(window, weights, dtype)
+    wanted = torch.linalg.solve(dense(window, damping), window[5].double())
+    assert found.dtype == dtype
+    assert relative(found, wanted) < (1e-8 if dtype == torch.float64 else 1e-6)
+
+
 def test_chunks_do_not_change_products(monkeypatch) -> None:
     window, x, y = normal(6, 50), normal(50, seed=1), normal(6, seed=2)
     whole = (fisher.window_gram(window), fisher.window_dot(window, x), fisher.window_combine(window, y))
