@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,12 +290,15 @@ def as_list(closure: Closure | Sequence[Closure] | None, owner: str) -> list[Clo
 def evaluate(closures: Sequence[Closure]) -> Tensor:
     """Sum of the losses in float64, without gradients.
 
+    Autocast keeps the casts of weights until its outermost region ends, and several evaluations may lie in
+    one region; they would all see the weights of the first. So nothing is kept.
+
     Raises:
         ValueError: If a closure returns something else than one number.
     """
     total: Tensor | None = None
     for closure in closures:
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast_cache():
             loss = torch.as_tensor(closure()).detach()
         if loss.numel() != 1:
             raise ValueError(f"the closure returned shape {tuple(loss.shape)}, allowed: the loss, one number")
@@ -302,6 +306,18 @@ def evaluate(closures: Sequence[Closure]) -> Tensor:
         total = loss if total is None else total + loss
     assert total is not None
     return total
+
+
+@contextmanager
+def no_autocast_cache() -> Iterator[None]:
+    """Keep autocast from remembering casts of weights."""
+    before = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -318,7 +334,7 @@ def _refuse_shared_memory(entries: Iterator[Entry]) -> None:
         key = (parameter.device, parameter.data_ptr())
         if key in seen:
             raise ValueError(
-                f"parameters {seen[key]} and {entry.index} share memory and would be shifted twice: make them one"
-                " Parameter"
+                f"parameters {seen[key]} and {entry.index} share memory and would be shifted twice: make them"
+                " one Parameter"
             )
         seen[key] = entry.index

@@ -304,6 +304,25 @@ def test_kept_weights_may_lie_elsewhere_and_copies_go_on_alike() -> None:
     assert equal(weights(net), weights(copied))
 
 
+def test_one_region_of_autocast_around_a_step_does_not_hide_the_shift() -> None:
+    """Autocast keeps casts of weights while its region lasts: the second evaluation would be the first."""
+    inside, outside = network(), network()
+    first = MeZO(inside.parameters(), eps=1e-2)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside(torch.zeros(1, 6))  # fills the cache
+        first.step(batch_loss(inside, 0))
+        assert torch.is_autocast_cache_enabled()
+    second = MeZO(outside.parameters(), eps=1e-2)
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return batch_loss(outside, 0)()
+
+    second.step(loss)
+    assert first.projected_gradient != 0.0
+    assert first.projected_gradients == second.projected_gradients
+
+
 def test_no_gradient_is_made() -> None:
     net = network()
     MeZO(net.parameters()).step(batch_loss(net, 0))
