@@ -15,6 +15,7 @@ from thalweg.core_optim.zeroth import Descent, shifted
 from thalweg.core_optim.zo2.backends import Backend, CudaBackend, HostBackend
 from thalweg.core_optim.zo2.find import find_blocks
 from thalweg.core_optim.zo2.flat import FlatBlock
+from thalweg.core_optim.zo2.passes import HeldPass
 from thalweg.core_optim.zo2.streamed import Shift, Streamed
 
 HOST_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -30,9 +31,9 @@ class ZO2(MeZO):
 
     Use: make it like any optimizer, then :meth:`attach` the network. ``step`` takes the closures of MeZO and
     needs no change of the network: evaluations run as they are, held before each block. Between steps the
-    blocks' parameters are views of host memory. For a loss use :meth:`evaluate`, which streams as well; for
-    anything else :meth:`gathered`; :meth:`detach` ends it all. **Call flush before weights are read**: for
-    validation, averages, exports, and at the end. A state dict never flushes: it holds the pending update,
+    blocks' parameters are views of host memory. Use the network in :meth:`run`, which streams as well, or
+    in :meth:`gathered`, which does not; :meth:`detach` ends it all. **Call flush before weights are read** in
+    any other way: for averages, exports, and at the end. A state dict never flushes: it holds the pending update,
     and a run restored from it together with the weights as they were goes on bitwise.
 
     On the device are, besides resident parameters and what the network computes, two blocks as the host keeps
@@ -145,11 +146,10 @@ class ZO2(MeZO):
             self.pending = None
 
     @torch.no_grad()
-    def evaluate(self, closure: Closure | Sequence[Closure]) -> Tensor:
-        """Loss at the weights after the last step; flushes, and streams the blocks."""
+    def run(self, function: Callable[[], Any]) -> Any:
+        """What a function returns that uses the network, e.g. a validation; flushes, and streams."""
         self.flush()
-        closures = as_list(closure, type(self).__name__)
-        return self._network().losses(closures, [Shift(0, 0.0)], None)[0].float()
+        return self._network().evaluate([HeldPass(function)], [Shift(0, 0.0)])[0]
 
     @contextmanager
     def gathered(self, device: torch.device | str | None = None) -> Iterator[None]:

@@ -7,6 +7,7 @@ of its own, is held by a hook in front of every block, and only one of them runs
 from __future__ import annotations
 
 import contextvars
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,8 +30,8 @@ class Pass(Protocol):
         """Run until the next block is called; its number, or None at the end."""
         ...
 
-    def result(self) -> Tensor:
-        """The loss, at the end."""
+    def result(self) -> Any:
+        """What it returns, at the end: a loss, except for what ``ZO2.run`` is given."""
         ...
 
     def close(self) -> None:
@@ -77,17 +78,17 @@ class _Cancelled(BaseException):
 
 
 class HeldPass:
-    """Evaluation of any closures in a thread that is held before each block.
+    """Evaluation of anything in a thread that is held before each block.
 
     Args:
-        closures: Their losses are added.
+        function: What to evaluate, without gradients.
     """
 
-    def __init__(self, closures: Closures) -> None:
-        self.closures = closures
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
         self.may_run, self.has_stopped = threading.Semaphore(0), threading.Semaphore(0)
         self.block: int | None = None
-        self.loss: Tensor | None = None
+        self.value: Any = None
         self.error: BaseException | None = None
         self.is_cancelled = False
         self.thread: threading.Thread | None = None
@@ -106,10 +107,9 @@ class HeldPass:
             raise self.error
         return self.block
 
-    def result(self) -> Tensor:
+    def result(self) -> Any:
         """See :class:`Pass`."""
-        assert self.loss is not None
-        return self.loss
+        return self.value
 
     def close(self) -> None:
         """See :class:`Pass`."""
@@ -129,9 +129,9 @@ class HeldPass:
 
     def _run(self, enter: Callable[[ExitStack], None]) -> None:
         try:
-            with ExitStack() as stack:
+            with torch.no_grad(), no_autocast_cache(), ExitStack() as stack:
                 enter(stack)
-                self.loss = evaluate(self.closures)
+                self.value = self.function()
         except _Cancelled:
             pass
         except BaseException as error:
@@ -182,7 +182,9 @@ class Gate:
 def make_pass(closures: Closures, numbers: Mapping[int, int]) -> Pass:
     """An evaluation of the sum of some closures' losses."""
     chains = [closure for closure in closures if isinstance(closure, ChainLoss)]
-    return ChainPass(chains, numbers) if len(chains) == len(closures) else HeldPass(closures)
+    if len(chains) == len(closures):
+        return ChainPass(chains, numbers)
+    return HeldPass(functools.partial(evaluate, closures))
 
 
 def _thread_state() -> Callable[[ExitStack], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,17 @@ class Streamed:
         self.buffers: Buffers = {}
 
     def losses(self, closures: Closures, shifts: Sequence[Shift], advance: Advance | None) -> list[Tensor]:
-        """Losses in float64 at the shifts, all with the same random numbers.
+        """Sums of the closures' losses in float64 at the shifts; see :meth:`evaluate`."""
+        return self.evaluate([make_pass(closures, self.numbers) for _ in shifts], shifts, advance)
+
+    def evaluate(
+        self, passes: Sequence[Pass], shifts: Sequence[Shift], advance: Advance | None = None
+    ) -> list[Any]:
+        """Results of evaluations at shifts of the weights, all with the same random numbers.
 
         Args:
-            closures: Their losses are added.
-            shifts: One evaluation each.
+            passes: Evaluations that call the same blocks.
+            shifts: One for each.
             advance: Brings weights up to date before they are shifted; each parameter is given to it once,
                 also if an evaluation fails.
 
@@ -84,7 +90,6 @@ class Streamed:
         if advance is not None:
             for entry in self.residents:
                 advance(real(entry.parameter), entry.index, entry.group)
-        passes = [make_pass(closures, self.numbers) for _ in shifts]
         with self._away(advance, left), self._residents_at(shifts) as show, Gate(self.modules) as gate:
             turns = self._turns(passes, shifts, show, gate)
             try:
