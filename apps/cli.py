@@ -30,6 +30,10 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
         "thalweg.apps.evaluate:evaluate",
         "score a PDE checkpoint (--ckpt), images (--pipeline), a set of prompts (--suite)",
     ),
+    "bench": (
+        {"optim": ("thalweg.apps.optim_bench:optim", "compare optimizers, each tuned over the same budget")},
+        "compare optimizers on small problems",
+    ),
     "gains": ("thalweg.apps.gains:gains", "efficiency and accuracy gains from scaling curves"),
     "search": ("thalweg.apps.search:search", "the best few-step solver schedules of an image pipeline"),
     "refine": (
@@ -61,6 +65,7 @@ CONTINUING = (
     "thalweg search",
     "thalweg refine",
     "thalweg evaluate --suite",
+    "thalweg bench optim",
 )
 TRAINER = {
     "fit": "train or fine-tune (--app NAME | --config FILE ... | --resume RUN)",
