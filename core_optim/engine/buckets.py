@@ -132,7 +132,7 @@ def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None
     assert isinstance(rule, ElementRule)
     fixed = tuple(sorted((k, v) for k, v in job.options.items() if isinstance(v, bool | int | str)))
     kernel = compiled(rule, job.plan, job.variant, fixed, moduli)
-    dtype = torch.float64 if views[0].p.dtype == torch.float64 else torch.float32
+    dtype = torch.float64  # 1 - beta must not be rounded first
     numbers = {
         name: value.to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
         for name, value in job.numbers.items()

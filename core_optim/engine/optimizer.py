@@ -153,7 +153,7 @@ class CoreOptimizer(Optimizer):
         buckets: dict[Any, list[Slot]] = {}
         for slot in slots:
             p = slot.parameter
-            case = rule.variant(p.shape, group, slot.t) if isinstance(rule, ElementRule) else ""
+            case = rule.case(slot, group) if isinstance(rule, ElementRule) else ""
             step = slot.t if isinstance(rule, ElementRule) else 0
             key = (case, rule.decays(p.shape, group), p.dtype, p.device, sharding.placement_key(p), step)
             buckets.setdefault(key, []).append(slot)

@@ -112,12 +112,13 @@ class ElementRule(Rule):
     """Whether it asks the context for sums, which a shard alone cannot give."""
     moduli: ClassVar[bool] = False
     """Whether it can share second moments between real and imaginary parts."""
-    adds_update: ClassVar[bool] = True
-    """Whether the engine subtracts the result; a rule that changes p by itself returns None."""
-
     def variant(self, shape: torch.Size, o: Mapping[str, Any], t: int) -> str:
         """Name of a case by shape, options and step; parameters of one call are all of one case."""
         return ""
+
+    def case(self, slot: Any, o: Mapping[str, Any]) -> str:
+        """The variant of a ``buckets.Slot``, for rules whose cases depend on more than the shape."""
+        return self.variant(slot.parameter.shape, o, slot.t)
 
     def update(
         self, p: Tensor, g: Tensor, s: Mapping[str, Tensor], h: Mapping[str, Any], x: Context
@@ -127,7 +128,7 @@ class ElementRule(Rule):
         With a second result, weight decay is multiplied by it.
 
         Args:
-            p: Parameter, not to be changed (unless ``adds_update`` is off).
+            p: Parameter, not to be changed; a rule that does so anyway returns None.
             g: Gradient, not to be changed.
             s: State.
             h: Numeric options, ``beta1`` and ``beta2`` for betas, and the step's scalars.

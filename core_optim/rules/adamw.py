@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from thalweg.core_optim.engine import sharding
 from thalweg.core_optim.engine.ops import denominator, ema_
@@ -55,7 +56,7 @@ p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
         # torch counts a step on before it uses it
         steps = list(torch.full((len(slots),), slots[0].t - 1.0, device=device).unbind())
         part = sharding.local
-        torch.optim.adamw.adamw(
+        adamw(
             [part(slot.parameter) for slot in slots],
             [part(slot.gradient) for slot in slots],
             [part(slot.state["exp_avg"]) for slot in slots],

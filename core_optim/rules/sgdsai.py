@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thalweg.core_optim.engine import sharding
-from thalweg.core_optim.engine.ops import each, where
+from thalweg.core_optim.engine.ops import each, ema_, where
 from thalweg.core_optim.engine.options import FLAG, Option, at_least, more_than, share
 from thalweg.core_optim.engine.reduce import Context
 from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec
@@ -47,21 +47,27 @@ p <- p (1 - lr wd) - lr s m           (normalize: s / max over the group)"""
 
     def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
         """Momentum and the ratio, 0 until a gradient has come."""
-        once = {"settled": StateSpec((), torch.float32)} if o["normalize"] else {}
+        once = {"fresh": StateSpec((), torch.float32)} if o["normalize"] else {}
         return {"momentum_buffer": LIKE, "gsnr": StateSpec((), torch.float32), **once}
+
+    def case(self, slot: Slot, o: Mapping[str, Any]) -> str:
+        """Whether the ratio is fixed already; only a CPU can tell without waiting for a device."""
+        ratio = slot.state["gsnr"]
+        if not o["normalize"] and slot.t > 1 and ratio.device.type == "cpu" and bool(ratio != 0.0):
+            return "settled"
+        return "open"
 
     def begin(self, group: dict[str, Any], slots: Sequence[Slot]) -> dict[str, Any]:
         """With ``normalize``, all ratios of the group before any update, and the largest of them."""
         if not group["normalize"]:
             return {}
-        ratios: list[Tensor] = []
         for slot in slots:
+            slot.state["fresh"].copy_(slot.state["gsnr"] == 0.0)
             sharded = sharding.is_sharded(slot.parameter)
             g = Tensors([as_real(sharding.local(slot.gradient)).reshape(-1)])
             x = Context(group, "", [sharding.layout_of(slot.parameter)] if sharded else None)
             _settle(Tensors([slot.state["gsnr"]]), widen(g), group["eps"], x)  # type: ignore[arg-type]
-            ratios.append(slot.state["gsnr"].float())
-        largest = torch.stack(ratios).amax()
+        largest = torch.stack([slot.state["gsnr"] for slot in slots]).amax()
         return {"largest": torch.where(largest > 0.0, largest, torch.ones_like(largest))}
 
     def update(
@@ -69,15 +75,16 @@ p <- p (1 - lr wd) - lr s m           (normalize: s / max over the group)"""
     ) -> Tensor:
         """Momentum times the ratio."""
         ratio, m = s["gsnr"], s["momentum_buffer"]
-        # a count of gradients that were not 0 would do as well; the ratio tells when there was none yet
-        fresh = each(lambda r: r == 0.0, s["gsnr"] if not x.options["normalize"] else s["settled"])
-        if not x.options["normalize"]:
+        if x.variant == "settled":
+            return ema_(m, g, h["momentum"]) * ratio
+        if x.options["normalize"]:
+            # the ratio has been fixed before the step, so it no longer tells whether this gradient did it
+            fresh = each(lambda f: f != 0.0, s["fresh"])
+        else:
+            fresh = each(lambda r: r == 0.0, ratio)
             _settle(ratio, g, h["eps"], x)
         m.copy_(where(fresh, g, m * h["momentum"] + g * (1.0 - h["momentum"])))
-        if x.options["normalize"]:
-            s["settled"].copy_(ratio)
-            return m * ratio / h["largest"]
-        return m * ratio
+        return m * ratio / h["largest"] if x.options["normalize"] else m * ratio
 
 
 def _settle(ratio: Tensor, g: Tensor, eps: Any, x: Context) -> None:
