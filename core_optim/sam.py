@@ -37,7 +37,7 @@ class SAM(Optimizer):
 
     Args:
         params: Parameters, named parameters, or groups; None if `base` is an optimizer.
-        base: Name of an optimizer of this package or of torch, a class, or an optimizer that exists already.
+        base: Name of an optimizer of this package or of torch, a class, or an optimizer that exists.
         base_kwargs: Arguments of the base, if it is made here.
         rho: Distance to the worst place; common are 0.05, and ten times that with `adaptive`.
         adaptive: ASAM: distances relative to the size of each weight.
@@ -267,10 +267,20 @@ def _split(params: Iterable[Any] | None) -> tuple[list[dict[str, Any]], list[dic
 
 
 def _make(base: Any, groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
-    if not isinstance(base, str):
-        made: Optimizer = base(groups, **options)
-        return made
-    found = getattr(torch.optim, base, None)
-    if not (isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer):
-        raise ValueError(f"SAM: base is {base!r}, allowed: the name of an optimizer, such as SGD or AdamW")
-    return _make(found, groups, options)
+    if isinstance(base, str):
+        base = _find(base)
+    made: Optimizer = base(groups, **options)
+    return made
+
+
+def _find(name: str) -> Any:
+    """The class of a name: one of this package by either of its names, else one of torch."""
+    from thalweg.core_optim.registry import CLASSES, names, optimizer_class
+
+    if CLASSES.get(name, name) in names():
+        return optimizer_class(CLASSES.get(name, name))
+    found = getattr(torch.optim, name, None)
+    if isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer:
+        return found
+    known = ", ".join(names())
+    raise ValueError(f"SAM: base is {name!r}, allowed: {known}, and the classes of torch.optim")

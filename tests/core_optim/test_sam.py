@@ -118,8 +118,8 @@ def test_the_step_on_a_quadratic(adaptive: bool) -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_with_rho_zero_it_is_the_base(base: str) -> None:
     plain, sharp = (network().eval() for _ in range(2))
-    reference = getattr(torch.optim, base)(plain.parameters(), **BASES[base])
     optimizer = SAM(sharp.parameters(), base, BASES[base], rho=0.0)
+    reference = type(optimizer.base)(plain.parameters(), **BASES[base])
     for step in range(4):
         reference.zero_grad()
         closure_of(plain, batch(step))()
@@ -294,9 +294,18 @@ def test_it_can_take_over_from_a_base_alone() -> None:
     assert alone.param_groups[0]["rho"] == 0.3
 
 
+@pytest.mark.parametrize("base", ["adabelief", "Lion", "schedulefree_adamw", "Adagrad", torch.optim.RMSprop])
+def test_any_optimizer_can_be_the_base(base: Any) -> None:
+    net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.GELU(), nn.Linear(8, 2, bias=False))
+    optimizer = SAM(net.parameters(), base, {"lr": 0.02}, rho=0.05)
+    losses = train(net, optimizer, range(20))
+    assert float(closure_of(net, batch(0))().detach()) < 0.7 * losses[0]
+    assert optimizer.state is optimizer.base.state
+
+
 def test_a_copy_is_an_optimizer_of_its_own() -> None:
     net = network()
-    optimizer = SAM(net.parameters(), "SGD", BASES["SGD"])
+    optimizer = SAM(net.parameters(), SGD, BASES["SGD"])
     train(net, optimizer, range(2))
     other = copy.deepcopy(optimizer)
     assert other.param_groups is other.base.param_groups is not optimizer.param_groups
@@ -335,7 +344,7 @@ def test_what_it_refuses() -> None:
             optimizer.step(nothing)
     with pytest.raises(ValueError, match=r"rho of group with 6 parameters is -1, allowed: a number >= 0"):
         SAM(net.parameters(), "SGD", {"lr": 0.1}, rho=-1)
-    with pytest.raises(ValueError, match="base is 'Optimizer', allowed"):
+    with pytest.raises(ValueError, match="base is 'Optimizer', allowed: adabelief, "):
         SAM(net.parameters(), "Optimizer")
     with pytest.raises(ValueError, match="exists already"):
         SAM(net.parameters(), SGD(net.parameters(), lr=0.1))
