@@ -30,6 +30,13 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
         "thalweg.apps.evaluate:evaluate",
         "score a PDE checkpoint (--ckpt), images (--pipeline), a set of prompts (--suite)",
     ),
+    "optim": (
+        {
+            "list": ("thalweg.apps.optim_cli:list_", "the table of optimizers and schedules"),
+            "explain": ("thalweg.apps.optim_cli:explain", "equations, options, state and source of one"),
+        },
+        "list the optimizers, or explain one",
+    ),
     "bench": (
         {"optim": ("thalweg.apps.optim_bench:optim", "compare optimizers, each tuned over the same budget")},
         "compare optimizers on small problems",

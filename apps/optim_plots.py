@@ -40,7 +40,7 @@ def scores(rows: Sequence[Row]) -> Figure:
             panel.plot(values, [place] * len(values), "o", ms=4, alpha=0.6, color=colour)
         panel.set_yticks(range(len(members)), [row.optimizer for row in reversed(members)])
         panel.set_xscale("log")
-        panel.xaxis.set_minor_formatter("")
+        _mark(panel, [o.value for row in members for o in row.outcomes if 0.0 < o.value < math.inf])
         panel.set_title(problem, fontsize=9)
         panel.set_xlabel(PROBLEMS[problem].score, fontsize=8)
         panel.grid(axis="x", alpha=0.3)
@@ -69,6 +69,15 @@ def tuning(rows: Sequence[Row]) -> Figure:
         panel.legend(fontsize=6)
         panel.grid(alpha=0.3)
     return figure
+
+
+def _mark(panel: Any, values: Sequence[float]) -> None:
+    """Three ticks on a logarithmic axis, at the ends of the data and between."""
+    if values:
+        low, high = min(values), max(values)
+        ticks = sorted({low, math.sqrt(low * high), high})
+        panel.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    panel.xaxis.set_minor_formatter("")
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Any]]:

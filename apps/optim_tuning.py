@@ -55,7 +55,8 @@ def _wanted(scores: Mapping[Point, float], decays: Sequence[float]) -> Iterable[
     yield from ((best(scores)[0], other) for other in decays[1:])
     k, decay = best(scores)
     yield from ((k + step, decay) for step in (-1, 1, -2, 2, -3, 3))
-    yield from ((k + step, other) for step in range(-4, 5) for other in decays)
+    nearest = sorted(range(-2 * WIDEST, 2 * WIDEST + 1), key=abs)
+    yield from ((k + step, other) for step in nearest for other in decays)
 
 
 def _finite(score: float) -> float:
