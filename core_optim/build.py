@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from thalweg.core_optim.config import GroupRule, OptimConfig
 from thalweg.core_optim.groups import parameter_groups
+from thalweg.core_optim.registry import RULES, check_name, optimizer_class
 from thalweg.core_optim.schedules import bind, warmup_steps
 
 
@@ -50,7 +51,7 @@ def build(
     Raises:
         ValueError: For an unknown optimizer, a bad group rule, or a schedule that needs total_steps.
     """
-    make = _lookup(config.name)
+    check_name(config.name, [*RULES, *WITHOUT_GRADIENTS])
     steps = None if total_steps is None or total_steps < 0 or math.isinf(total_steps) else int(total_steps)
     schedule = bind(config.schedule, steps)
     if steps is not None and (warmup := warmup_steps(config.schedule, steps)) > steps:
@@ -59,35 +60,48 @@ def build(
             stacklevel=2,
         )
     groups = parameter_groups(module, config, extra_rules)
-    optimizer = make(groups, config)
+    optimizer = make_optimizer(groups, config)
     scheduler = LambdaLR(optimizer, [schedule] * len(groups))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _lookup(name: str) -> Callable[[list[dict[str, Any]], OptimConfig], Optimizer]:
-    if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"optimizer {name!r} is unknown, allowed: {', '.join(sorted(OPTIMIZERS))}{hint}")
-    return OPTIMIZERS[name]
+def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
+    """Optimizer over complete groups, with sharpness-aware minimisation around it if that is asked for."""
+    if config.name in WITHOUT_GRADIENTS:
+        if config.sam is not None:
+            raise ValueError(f"sam needs gradients, which {config.name!r} does without; remove one of them")
+        return _zeroth_order(groups, config)
+    optimizer = optimizer_class(config.name)(groups, kernel=config.kernel, seed=config.seed)
+    if config.sam is None:
+        return optimizer
+    from thalweg.core_optim.sam import SAM
+
+    return SAM(None, base=optimizer, rho=config.sam.rho, adaptive=config.sam.adaptive)
 
 
-def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019): decay by lr * weight_decay, apart from the gradient."""
-    kernel = config.kernel
-    if kernel == "auto":
-        kernel = "fused" if all(_has_fused_kernel(p) for g in groups for p in g["params"]) else "foreach"
-    optimizer = torch.optim.AdamW(groups, fused=kernel == "fused", foreach=kernel == "foreach")
-    if kernel == "fused":
-        # The flag asks loss scalers to leave unscaling to the kernel. Then gradients could not be clipped in
-        # between, and Lightning refuses clipping under any mixed precision. Without it scalers unscale first.
-        optimizer._step_supports_amp_scaling = False
-    return optimizer
+def _zeroth_order(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
+    """Optimizer that evaluates losses only; its groups differ in rate and decay alone."""
+    from thalweg.core_optim.mezo import MeZO
+
+    module, name = WITHOUT_GRADIENTS[config.name].split(":")
+    kind = getattr(importlib.import_module(module), name)
+    given = {"seed": config.seed, **({} if config.eps is None else {"eps": config.eps}), **config.options}
+    if config.betas is not None:
+        raise ValueError(f"optimizer {config.name!r} has no betas; remove them")
+    makers = (kind.__init__, MeZO.__init__)
+    allowed = set().union(*(inspect.signature(maker).parameters for maker in makers))
+    if unknown := sorted(set(given) - allowed):
+        raise ValueError(
+            f"optimizer {config.name!r}: option {unknown[0]!r} is unknown, allowed:"
+            f" {', '.join(sorted(allowed - {'self', 'params', 'lr', 'weight_decay'}))}"
+        )
+    return kind(groups, **given)
 
 
-def _has_fused_kernel(parameter: nn.Parameter) -> bool:
-    return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda", "mps", "xpu")
-
-
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimConfig], Optimizer]] = {"adamw": _adamw}
-"""Known algorithms; each takes complete parameter groups."""
+WITHOUT_GRADIENTS = {
+    "mezo": "thalweg.core_optim.mezo:MeZO",
+    "zo2": "thalweg.core_optim.zo2:ZO2",
+}
+"""Optimizers that need no gradients, as module and class; Lightning runs them through a callback."""
+OPTIMIZERS = RULES
+"""Known algorithms that use gradients."""

@@ -9,6 +9,13 @@ Example:
       groups:
         - {name: no_decay, pattern: 'bias', weight_decay: 0.0}
     ```
+    ```yaml
+    optim:
+      name: muon
+      lr: 2.0e-2
+      options: {adjust_lr: original}
+      fallback: {lr: 1.0e-3}
+    ```
 
 The classes have no slots: jsonargparse reads default instances through their ``__dict__``.
 """
@@ -17,7 +24,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 
 def _require(condition: bool, owner: str, name: str, value: object, allowed: str) -> None:
@@ -42,22 +49,32 @@ def _check_hyperparameters(
     _require(eps is None or eps > 0.0, owner, "eps", eps, "a number > 0")
 
 
+Kind = Literal["norm", "bias", "embedding", "head", "lora_a", "lora_b", "vector", "matrix", "conv"]
+"""What a parameter is for, told by its module (``thalweg.core_optim.kinds``)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupRule:
-    """Parameters whose name matches a pattern form one group; of several matching rules the first wins."""
+    """Parameters that match a pattern and a kind form one group; of several matching rules the first wins."""
 
     name: str
     """Name of the group in tables and logs, unique within one optimizer."""
-    pattern: str
+    pattern: str = ""
     """Regular expression searched anywhere in a parameter's full name; anchor it with ^ and $ if needed."""
+    kind: Kind | None = None
+    """What the parameters are for, as their modules tell; alone or together with a pattern."""
+    rule: str | None = None
+    """Algorithm of the group; the optimizer's own if not given."""
     lr: float | None = None
-    """Peak learning rate of the group; the optimizer's own if not given."""
+    """Peak learning rate of the group; the optimizer's own if not given, or that of its own rule."""
     weight_decay: float | None = None
-    """Decoupled weight decay of the group; the optimizer's own if not given."""
+    """Weight decay of the group; the optimizer's own if not given."""
     betas: tuple[float, float] | None = None
     """Moment coefficients of the group; the optimizer's own if not given."""
     eps: float | None = None
     """Term added to the denominator in this group; the optimizer's own if not given."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the algorithm for this group, e.g. heads of Muon or block of Adam-mini."""
     optional: bool = False
     """Accept a rule that matches no parameter, which otherwise is an error."""
 
@@ -66,6 +83,9 @@ class GroupRule:
         owner = f"group rule {self.name!r}"
         _require(bool(self.name), owner, "name", self.name, "a non-empty text")
         _check_hyperparameters(owner, self.lr, self.weight_decay, self.betas, self.eps)
+        if not self.pattern and self.kind is None:
+            allowed = ", ".join(get_args(Kind))
+            raise ValueError(f"{owner} has neither a pattern nor a kind (allowed: {allowed})")
         try:
             re.compile(self.pattern)
         except re.error as err:
@@ -132,21 +152,66 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FallbackConfig:
+    """Algorithm of what the optimizer's own is not for: with Muon and SWAN all but hidden matrices."""
+
+    name: str = "adamw"
+    """Algorithm."""
+    lr: float | None = None
+    """Peak learning rate; the algorithm's own default if not given."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    betas: tuple[float, float] | None = None
+    """Moment coefficients; the algorithm's own if not given."""
+    eps: float | None = None
+    """Term added to the denominator; the algorithm's own if not given."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the algorithm."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _check_hyperparameters(f"fallback {self.name!r}", self.lr, self.weight_decay, self.betas, self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAMConfig:
+    """Sharpness-aware minimisation around the optimizer; each step evaluates the loss twice."""
+
+    rho: float = 0.05
+    """Distance to the worst place near the weights."""
+    adaptive: bool = False
+    """Distances relative to the size of each weight (ASAM); wants about ten times the rho."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _require(self.rho >= 0.0, "sam", "rho", self.rho, "a number >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimizer, its defaults, parameter groups and schedule."""
 
     name: str = "adamw"
-    """Algorithm; the known names are the keys of thalweg.core_optim.build.OPTIMIZERS."""
-    lr: float = 5e-4
-    """Peak learning rate."""
+    """Algorithm; ``thalweg optim list`` shows all of them."""
+    lr: float | None = None
+    """Peak learning rate; the algorithm's own default if not given."""
     weight_decay: float = 0.0
-    """Decoupled weight decay, multiplied by the current learning rate at each step."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of the first and second moment."""
-    eps: float = 1e-8
-    """Term added to the denominator, in the units of a gradient."""
-    kernel: Literal["auto", "fused", "foreach", "loop"] = "auto"
-    """Implementation of the update; auto takes the fused kernel wherever torch has one."""
+    """Weight decay; ``thalweg optim explain NAME`` says how it enters."""
+    betas: tuple[float, float] | None = None
+    """Decay rates of the first and second moment; the algorithm's own if not given."""
+    eps: float | None = None
+    """Term added to the denominator, in the units of a gradient; the algorithm's own if not given."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the algorithm, and those of all: cautious, decay, maximize, state_dtype,
+    stochastic_rounding, complex."""
+    kernel: Literal["auto", "fused", "foreach", "loop", "compile"] = "auto"
+    """Implementation of elementwise updates; compile makes one pass over the memory."""
+    seed: int = 0
+    """Seed of optimizers that draw random numbers."""
+    fallback: FallbackConfig = field(default_factory=FallbackConfig)
+    """Algorithm of the parameters that the optimizer's own is not for."""
+    sam: SAMConfig | None = None
+    """Sharpness-aware minimisation around the optimizer."""
     groups: list[GroupRule] = field(default_factory=list)
     """Rules tried in this order, before the rules that the module brings along."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

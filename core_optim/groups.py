@@ -1,30 +1,38 @@
-"""Parameter groups from regular expressions on parameter names.
+"""Parameter groups from regular expressions on parameter names and from what parameters are for.
 
 Groups are disjoint and complete: each trainable parameter lands in exactly one group, that of the first rule
-that matches it, or in the group ``default``. Each group states all of its hyper-parameters.
+that matches it, or in the group ``default``. Each group states its algorithm and all of its options.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from thalweg.core_optim.config import GroupRule, OptimConfig
+from thalweg.core_optim.config import FallbackConfig, GroupRule, OptimConfig
+from thalweg.core_optim.engine.groups import complete_group
+from thalweg.core_optim.engine.rule import Rule
+from thalweg.core_optim.kinds import SPECIAL, kinds_of
+from thalweg.core_optim.memory import state_bytes_of
+from thalweg.core_optim.registry import RULES, rule
 
 DEFAULT = "default"
 """Name of the group of parameters that no rule matches."""
+OUTSIDE = "fallback"
+"""What the names of groups end with that hold what an algorithm is not for."""
 
 
 def parameter_groups(
     module: nn.Module, config: OptimConfig, extra_rules: Sequence[GroupRule] = ()
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: ``name``, ``params``, ``param_names`` and every hyper-parameter.
+    """Groups for an optimizer: ``name``, ``params``, ``param_names``, ``rule`` and every option.
 
     Frozen parameters are left out; a tied parameter counts once and is matched under each of its names.
-    Groups appear in the order of their rules and empty ones are omitted.
+    Groups appear in the order of their rules and empty ones are omitted. Where an algorithm is for hidden
+    matrices, the other members of its groups follow in a group of their own.
 
     Args:
         module: Owner of the parameters.
@@ -32,24 +40,25 @@ def parameter_groups(
         extra_rules: Rules that the module brings along, tried after those of the user.
 
     Raises:
-        ValueError: If a rule that is not optional gets no parameter, if two rules share a name, or if nothing
-            is trainable.
+        ValueError: If a rule that is not optional gets no parameter, if two rules share a name, if nothing
+            is trainable, or if an algorithm or one of its options is unknown or not allowed.
     """
     rules = [*config.groups, *extra_rules]
     _check_unique(rules)
     aliases = _names_by_parameter(module)
-    members = _assign(rules, aliases)
-    by_name = {rule.name: rule for rule in rules}
-    groups = [
-        {
-            "name": name,
-            "params": params,
-            "param_names": [aliases[p][0] for p in params],
-            **_hyperparameters(by_name.get(name), config),
-        }
-        for name, params in members.items()
-        if params
-    ]
+    kinds = kinds_of(module)
+    members = _assign(rules, aliases, kinds)
+    by_name = {entry.name: entry for entry in rules}
+    groups = []
+    for name, params in members.items():
+        for label, part, options in _split(name, params, by_name.get(name), config, kinds):
+            group = {
+                "name": label,
+                "params": part,
+                "param_names": [aliases[p][0] for p in part],
+                **options,
+            }
+            groups.append(_complete(group, config))
     if not groups:
         raise ValueError(
             f"{type(module).__name__} has no trainable parameter, so there is nothing to optimise"
@@ -57,25 +66,33 @@ def parameter_groups(
     return groups
 
 
-def describe(groups: Sequence[dict[str, Any]]) -> str:
-    """Table of the groups for people: size and hyper-parameters, one line per group and a total."""
-    header = ("group", "tensors", "parameters", "lr", "weight_decay", "betas", "eps")
+def _complete(group: dict[str, Any], config: OptimConfig) -> dict[str, Any]:
+    if config.name in RULES:
+        return complete_group(group, config.name, {}, "group", {})
+    # an optimizer without gradients has one algorithm, and of the options only these by group
+    return {k: v for k, v in group.items() if k in ("name", "params", "param_names", "lr", "weight_decay")}
+
+
+def describe(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Table of the groups for people: size, algorithm, rates and state, one line per group and a total."""
+    header = ("group", "tensors", "parameters", "lr", "weight_decay", "rule", "state")
     rows = [
         (
-            str(g["name"]),
+            str(g.get("name", number)),
             str(len(g["params"])),
-            f"{sum(p.numel() for p in g['params']):,}",
+            f"{_count(g):,}",
             # LambdaLR keeps the peak in initial_lr and overwrites lr with the current value.
-            f"{g.get('initial_lr', g['lr']):g}",
-            f"{g['weight_decay']:g}",
-            ", ".join(f"{b:g}" for b in g["betas"]),
-            f"{g['eps']:g}",
+            f"{float(g.get('initial_lr', g['lr'])):g}",
+            f"{g['weight_decay']:g}" if "weight_decay" in g else "",
+            str(g.get("rule", "")),
+            human(state_bytes_of(g)) if "rule" in g else "",
         )
-        for g in groups
+        for number, g in enumerate(groups)
     ]
     tensors = sum(len(g["params"]) for g in groups)
-    parameters = sum(p.numel() for g in groups for p in g["params"])
-    table = [header, *rows, ("total", str(tensors), f"{parameters:,}", "", "", "", "")]
+    state = human(sum(state_bytes_of(g) for g in groups)) if all("rule" in g for g in groups) else ""
+    total = ("total", str(tensors), f"{sum(map(_count, groups)):,}", "", "", "", state)
+    table = [header, *rows, total]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     lines = (
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
@@ -84,21 +101,97 @@ def describe(groups: Sequence[dict[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def human(size: float) -> str:
+    """Bytes in the largest unit that leaves a number above 1."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024.0:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024.0
+    return f"{size:.1f} TiB"
+
+
+def _count(group: Mapping[str, Any]) -> int:
+    return sum(p.numel() for p in group["params"])
+
+
 def _assign(
-    rules: Sequence[GroupRule], aliases: dict[nn.Parameter, list[str]]
+    rules: Sequence[GroupRule], aliases: dict[nn.Parameter, list[str]], kinds: Mapping[Tensor, set[str]]
 ) -> dict[str, list[nn.Parameter]]:
     """Trainable parameters per rule, then those of no rule; frozen ones count as matched."""
     members: dict[str, list[nn.Parameter]] = {}
     claimed: set[nn.Parameter] = set()
-    for rule in rules:
-        matching = [p for p, names in aliases.items() if any(re.search(rule.pattern, n) for n in names)]
+    for entry in rules:
+        matching = [
+            p
+            for p, names in aliases.items()
+            if any(re.search(entry.pattern, n) for n in names)
+            and (entry.kind is None or entry.kind in kinds[p])
+        ]
         fresh = [p for p in matching if p not in claimed]
-        if not fresh and not rule.optional:
-            raise ValueError(_unused(rule, rules, bool(matching), aliases))
+        if not fresh and not entry.optional:
+            raise ValueError(_unused(entry, rules, bool(matching), aliases))
         claimed.update(fresh)
-        members[rule.name] = [p for p in fresh if p.requires_grad]
+        members[entry.name] = [p for p in fresh if p.requires_grad]
     members[DEFAULT] = [p for p in aliases if p not in claimed and p.requires_grad]
     return members
+
+
+def _split(
+    name: str,
+    params: list[nn.Parameter],
+    entry: GroupRule | None,
+    config: OptimConfig,
+    kinds: Mapping[Tensor, set[str]],
+) -> list[tuple[str, list[nn.Parameter], dict[str, Any]]]:
+    """A group, and what its algorithm is not for; parts without members are left out."""
+    options = _options(entry, config)
+    known = options.get("rule", config.name)
+    found = rule(known) if config.name in RULES or "rule" in options else None
+    # a group whose algorithm was chosen by hand gets exactly that
+    if found is None or found.outside is None or (entry is not None and entry.rule is not None):
+        return [(name, params, options)] if params else []
+    complete = complete_group({"params": [], **options}, known, {}, f"group {name!r}", {})
+    inside = [p for p in params if _is_hidden(p, kinds[p], found, complete)]
+    rest = [p for p in params if p not in set(inside)]
+    outside = {**options, **found.outside} if found.outside else _fallback(config.fallback)
+    if not found.outside and entry is not None and entry.weight_decay is not None:
+        outside["weight_decay"] = entry.weight_decay
+    parts = [(name, inside, options), (f"{name}_{OUTSIDE}", rest, outside)]
+    return [part for part in parts if part[1]]
+
+
+def _is_hidden(parameter: Tensor, kinds: set[str], found: Rule, options: Mapping[str, Any]) -> bool:
+    return not kinds & SPECIAL and found.refuse(parameter, options) is None and not parameter.is_complex()
+
+
+def _options(entry: GroupRule | None, config: OptimConfig) -> dict[str, Any]:
+    """Options of a group as the config gives them; those of another algorithm start from its defaults."""
+    own = entry.rule if entry is not None else None
+    base = config if own in (None, config.name) else None
+    found: dict[str, Any] = {} if base is None else {"rule": base.name}
+    if own is not None:
+        found["rule"] = own
+    for key in ("lr", "weight_decay", "betas", "eps"):
+        value = getattr(entry, key) if entry is not None else None
+        if value is None and base is not None:
+            value = getattr(base, key)
+        if value is not None and not _needless(key, value, found["rule"]):
+            found[key] = value
+    return {**found, **(base.options if base is not None else {}), **(entry.options if entry else {})}
+
+
+def _fallback(config: FallbackConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {"rule": config.name}
+    for key in ("lr", "weight_decay", "betas", "eps"):
+        value = getattr(config, key)
+        if value is not None and not _needless(key, value, config.name):
+            found[key] = value
+    return {**found, **config.options}
+
+
+def _needless(key: str, value: Any, name: str) -> bool:
+    """Whether it says no decay to an algorithm that has none."""
+    return key == "weight_decay" and value == 0.0 and name in RULES and key not in rule(name).options
 
 
 def _names_by_parameter(module: nn.Module) -> dict[nn.Parameter, list[str]]:
@@ -109,33 +202,24 @@ def _names_by_parameter(module: nn.Module) -> dict[nn.Parameter, list[str]]:
     return names
 
 
-def _hyperparameters(rule: GroupRule | None, config: OptimConfig) -> dict[str, Any]:
-    def pick(own: Any, default: Any) -> Any:
-        return default if own is None else own
-
-    return {
-        "lr": pick(rule and rule.lr, config.lr),
-        "weight_decay": pick(rule and rule.weight_decay, config.weight_decay),
-        "betas": tuple(pick(rule and rule.betas, config.betas)),
-        "eps": pick(rule and rule.eps, config.eps),
-    }
-
-
 def _check_unique(rules: Sequence[GroupRule]) -> None:
     seen = {DEFAULT}
-    for rule in rules:
-        if rule.name in seen:
-            kind = "reserved for what no rule matches" if rule.name == DEFAULT else "used by two rules"
-            raise ValueError(f"group name {rule.name!r} is {kind}; give each rule a name of its own")
-        seen.add(rule.name)
+    for entry in rules:
+        if entry.name in seen:
+            kind = "reserved for what no rule matches" if entry.name == DEFAULT else "used by two rules"
+            raise ValueError(f"group name {entry.name!r} is {kind}; give each rule a name of its own")
+        seen.add(entry.name)
 
 
 def _unused(
-    rule: GroupRule, rules: Sequence[GroupRule], matches: bool, aliases: dict[nn.Parameter, list[str]]
+    entry: GroupRule, rules: Sequence[GroupRule], matches: bool, aliases: dict[nn.Parameter, list[str]]
 ) -> str:
-    start = f"group rule {rule.name!r} (pattern {rule.pattern!r}) "
+    what = " and ".join(
+        f"{key} {value!r}" for key, value in (("pattern", entry.pattern), ("kind", entry.kind)) if value
+    )
+    start = f"group rule {entry.name!r} ({what}) "
     if matches:
-        earlier = ", ".join(repr(r.name) for r in rules[: rules.index(rule)])
+        earlier = ", ".join(repr(r.name) for r in rules[: rules.index(entry)])
         return f"{start}matches only parameters that earlier rules took ({earlier}); reorder or remove it"
     examples = ", ".join(names[0] for names in list(aliases.values())[:3])
     return f"{start}matches no parameter; names look like {examples}; fix it or mark it optional"

@@ -1,4 +1,4 @@
-"""Every optimizer by name: rules as strings, imported when they are asked for, and the classes made of them."""
+"""Every optimizer by name: rules as strings, imported when asked for, and the classes made of them."""
 
 from __future__ import annotations
 
@@ -46,6 +46,19 @@ def names() -> list[str]:
     return sorted(RULES)
 
 
+def check_name(name: str, allowed: Iterable[str]) -> None:
+    """Refuse an unknown optimizer.
+
+    Raises:
+        ValueError: Naming what is allowed and the nearest names.
+    """
+    known = sorted(allowed)
+    if name not in known:
+        near = difflib.get_close_matches(str(name).lower(), known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"optimizer {name!r} is unknown, allowed: {', '.join(known)}{hint}")
+
+
 @functools.cache
 def rule(name: str) -> Rule:
     """The rule of a name.
@@ -53,10 +66,7 @@ def rule(name: str) -> Rule:
     Raises:
         ValueError: If there is none; near names are offered.
     """
-    if name not in RULES:
-        near = difflib.get_close_matches(str(name).lower(), RULES, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"optimizer {name!r} is unknown, allowed: {', '.join(names())}{hint}")
+    check_name(name, RULES)
     module, kind = RULES[name].split(":")
     found = getattr(importlib.import_module(f"thalweg.core_optim.rules.{module}"), kind)()
     assert found.name == name
@@ -97,7 +107,12 @@ def optimizer_class(name: str) -> type[CoreOptimizer]:
     return type(
         found.title,
         (CoreOptimizer,),
-        {"RULE": name, "__init__": __init__, "__doc__": _docstring(found), "__module__": "thalweg.core_optim"},
+        {
+            "RULE": name,
+            "__init__": __init__,
+            "__doc__": _docstring(found),
+            "__module__": "thalweg.core_optim",
+        },
     )
 
 
@@ -111,6 +126,7 @@ def create(name: str, params: Iterable[Any], **options: Any) -> CoreOptimizer:
 
 
 def _docstring(found: Rule) -> str:
-    lines = [found.summary, "", f"Source: {found.source}", "", "Args:", "    params: Parameters or groups of them."]
+    lines = [found.summary, "", f"Source: {found.source}", "", "Args:"]
+    lines.append("    params: Parameters or groups of them.")
     lines += [f"    {k}: {o.doc} (allowed: {o.check.allowed})." for k, o in found.options.items()]
     return "\n".join(lines)

@@ -1,33 +1,26 @@
-"""Memory of an optimizer, found by a step on the meta device."""
+"""Memory of an optimizer, counted without making it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 from torch import nn
 
-from thalweg.core_optim.build import build
-from thalweg.core_optim.config import OptimConfig, ScheduleConfig
+from thalweg.core_optim.config import OptimConfig
+from thalweg.core_optim.groups import parameter_groups
+from thalweg.core_optim.memory import state_bytes_of
 
 
 def state_bytes(module: nn.Module, config: OptimConfig) -> int:
     """Bytes of the state that an optimizer keeps for the trainable parameters of a module.
 
     Args:
-        module: On the meta device; its gradients are cleared.
+        module: Any device, meta included; nothing of it changes.
         config: The optimizer.
 
     Raises:
         ValueError: As :func:`thalweg.core_optim.build.build` does.
     """
-    # of all kernels only these run without storage, and the state is the same
-    plain = replace(config, kernel="foreach", schedule=ScheduleConfig(name="constant"))
-    optimizer = build(module, plain, None)["optimizer"]
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-    tensors = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
+    from thalweg.core_optim.build import WITHOUT_GRADIENTS
+
+    if config.name in WITHOUT_GRADIENTS:
+        return 0
+    return sum(state_bytes_of(group) for group in parameter_groups(module, config))

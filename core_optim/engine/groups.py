@@ -11,9 +11,11 @@ from thalweg.core_optim.engine.rule import DECAYS
 COMMON: dict[str, Option] = {
     "maximize": Option(False, FLAG, "ascend instead of descend"),
     "decay": Option(
-        None, either(NONE, choice(*DECAYS)), "how weight decay enters; the algorithm's own way if not given"
+        None,
+        either(NONE, choice(*DECAYS)),
+        "how weight decay enters; the algorithm's own way if not given",
     ),
-    "cautious": Option(False, FLAG, "drop the entries of an update that the gradient opposes (Liang et al. 2024)"),
+    "cautious": Option(False, FLAG, "drop the entries of an update that the gradient opposes"),
     "state_dtype": Option(
         None,
         either(NONE, choice("bfloat16", "parameter")),
@@ -21,7 +23,9 @@ COMMON: dict[str, Option] = {
     ),
     "stochastic_rounding": Option(False, FLAG, "round bf16 parameters and states stochastically"),
     "complex": Option(
-        "real", choice("real", "modulus"), "second moments of real and imaginary part apart, or of the modulus"
+        "real",
+        choice("real", "modulus"),
+        "second moments of real and imaginary part apart, or of the modulus",
     ),
 }
 """Options that every algorithm has."""
@@ -89,8 +93,8 @@ def fill_missing(groups: list[dict[str, Any]], before: list[dict[str, Any]]) -> 
         saved = group.get("rule", old["rule"])
         if saved != old["rule"]:
             raise ValueError(
-                f"group {number} was saved with the rule {saved!r}, and is now {old['rule']!r}; build the optimizer"
-                " with the groups of the checkpoint"
+                f"group {number} was saved with the rule {saved!r}, and is now {old['rule']!r}; build the"
+                " optimizer with the groups of the checkpoint"
             )
         for key, value in old.items():
             if key not in group or (group[key] is None and value is not None and key not in COMMON):
@@ -102,4 +106,3 @@ def fill_missing(groups: list[dict[str, Any]], before: list[dict[str, Any]]) -> 
 
 
 _OF_TORCH = ("amsgrad", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay")
-

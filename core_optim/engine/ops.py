@@ -47,10 +47,10 @@ def denominator(square: Tensor, correction: Scalar, eps: Scalar) -> Tensor:
 def where(condition: Tensor, yes: Any, no: Any) -> Tensor:
     """Choose element by element; the condition and either choice may be lists of tensors."""
     if isinstance(condition, Tensors):
-        return condition.each(lambda c, a, b: torch.where(c, a, b), yes, no)  # type: ignore[return-value]
+        return condition.each(lambda c, a, b: torch.where(c, a, b), yes, no)
     return torch.where(condition, yes, no)
 
 
 def each(function: Any, x: Tensor, *others: Any) -> Tensor:
     """``function`` of a tensor, or of each tensor in a list with its partners."""
-    return x.each(function, *others) if isinstance(x, Tensors) else function(x, *others)  # type: ignore[return-value]
+    return x.each(function, *others) if isinstance(x, Tensors) else function(x, *others)

@@ -98,7 +98,7 @@ class CoreOptimizer(Optimizer):
         for i, parameter in enumerate(group["params"]):
             reason = rule.refuse(parameter, group)
             if parameter.is_complex() and not isinstance(rule, ElementRule):
-                reason = f"{rule.title} has no update for complex numbers; give it to an element rule such as adamw"
+                reason = f"{rule.title} has no update for complex numbers; use an element rule such as adamw"
             if reason:
                 label = repr(group["name"]) + " " if "name" in group else ""
                 raise ValueError(
@@ -107,7 +107,7 @@ class CoreOptimizer(Optimizer):
                 )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step over all parameters that have a gradient.
 
         Args:
@@ -134,8 +134,9 @@ class CoreOptimizer(Optimizer):
                 continue
             if gradient.layout != torch.strided:
                 raise ValueError(
-                    f"{rule.title} does not take sparse gradients ({parameter_name(group, i)}): build the embedding with"
-                    " sparse=False, or give it an optimizer of its own such as torch.optim.SparseAdam"
+                    f"{rule.title} does not take sparse gradients ({parameter_name(group, i)}): build the"
+                    " embedding with sparse=False, or give it an optimizer of its own such as"
+                    " torch.optim.SparseAdam"
                 )
             state = self.state[parameter]
             if "step" not in state:
@@ -223,7 +224,7 @@ def parameter_name(group: dict[str, Any], i: int) -> str:
 def initial_state(rule: Rule, parameter: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
     """State of a parameter before its first step, with a count of steps on the CPU as torch keeps it."""
     state = {"step": torch.tensor(0.0)}
-    default = _state_dtype(parameter, options["state_dtype"])
+    default = state_dtype(parameter, options["state_dtype"])
     for name, spec in rule.states(parameter.shape, options).items():
         state[name] = _new_state(parameter, spec, default, isinstance(rule, ElementRule))
     return state
@@ -236,13 +237,13 @@ def _new_state(parameter: Tensor, spec: StateSpec, default: torch.dtype, element
         if elements:
             return sharding.state_like(parameter, dtype, spec.fill)
         return torch.full(parameter.shape, spec.fill, dtype=dtype, device=device)
-    real = torch.float32 if dtype == torch.complex64 else torch.float64 if dtype == torch.complex128 else dtype
+    real = {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
     if spec.shape == "rows":
         return sharding.rows_like(parameter, real, spec.fill)
     return torch.full(tuple(spec.shape), spec.fill, dtype=real, device=device)
 
 
-def _state_dtype(parameter: Tensor, asked: str | None) -> torch.dtype:
+def state_dtype(parameter: Tensor, asked: str | None) -> torch.dtype:
     """fp32 for parameters in half precision unless asked otherwise, else the dtype of the parameter."""
     if asked == "bfloat16" and not parameter.is_complex():
         return torch.bfloat16

@@ -1,4 +1,4 @@
-"""Options of an algorithm: default, allowed values and a line of explanation, checked wherever they are given."""
+"""Options of an algorithm: default, allowed values, a line of explanation; checked where they are given."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def at_least(low: float, high: float = math.inf) -> Check:
 
     def coerce(value: Any) -> float | Tensor:
         if isinstance(value, Tensor):
-            # the schedulers of torch may keep a learning rate in a tensor; reading one on a GPU would wait for it
+            # a learning rate may be kept in a tensor; reading one on a GPU would wait for the device
             return value if value.dim() == 0 and value.device.type == "cpu" else _fail()
         if isinstance(value, bool) or not isinstance(value, int | float):
             _fail()

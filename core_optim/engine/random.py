@@ -36,10 +36,8 @@ class Randomness:
         """Generator for one parameter at one step; streams separate several uses."""
         return torch.Generator(device).manual_seed(mix(self.seed, step, index, stream))
 
-    def normal(
-        self, shape: Sequence[int], *, step: int, index: int, like: Tensor, stream: int = 0
-    ) -> Tensor:
-        """Standard normal numbers with the device and dtype of a tensor; they differ between kinds of device."""
+    def normal(self, shape: Sequence[int], *, step: int, index: int, like: Tensor, stream: int = 0) -> Tensor:
+        """Standard normal numbers of a tensor's device and dtype; kinds of devices draw differently."""
         source = self.generator(step=step, index=index, stream=stream, device=like.device)
         return torch.randn(tuple(shape), generator=source, device=like.device, dtype=like.dtype)
 

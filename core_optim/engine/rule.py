@@ -66,9 +66,18 @@ class Rule:
     options: ClassVar[Mapping[str, Option]] = {}
     """Options beside the common ones."""
 
+    outside: ClassVar[Mapping[str, Any] | None] = None
+    """For algorithms of hidden matrices: options of the group with all else; empty for the fallback."""
+
     def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
         """State of a parameter of a shape."""
         raise NotImplementedError
+
+    def state_elements(
+        self, shapes: Sequence[torch.Size], o: Mapping[str, Any]
+    ) -> list[dict[str, StateSpec]]:
+        """State of all parameters of a group after a step, if it is not the one they start with."""
+        return [self.states(shape, o) for shape in shapes]
 
     def refuse(self, parameter: Tensor, o: Mapping[str, Any]) -> str | None:
         """Why a parameter cannot be handled, or None."""
@@ -99,7 +108,7 @@ class Rule:
         return True
 
     def shrink(self, lr: float, o: Mapping[str, Any]) -> float | None:
-        """Factor on the parameter before the update that replaces weight decay; None leaves decay as it is."""
+        """Factor on the parameter before the update, in the place of weight decay; None for none."""
         return None
 
 
@@ -112,6 +121,7 @@ class ElementRule(Rule):
     """Whether it asks the context for sums, which a shard alone cannot give."""
     moduli: ClassVar[bool] = False
     """Whether it can share second moments between real and imaginary parts."""
+
     def variant(self, shape: torch.Size, o: Mapping[str, Any], t: int) -> str:
         """Name of a case by shape, options and step; parameters of one call are all of one case."""
         return ""
@@ -160,9 +170,7 @@ class Item:
 class MatrixRule(Rule):
     """A rule on whole parameters; all those of a group arrive in one call."""
 
-    def update(
-        self, items: list[Item], h: Mapping[str, Any], o: Mapping[str, Any]
-    ) -> list[Tensor | None]:
+    def update(self, items: list[Item], h: Mapping[str, Any], o: Mapping[str, Any]) -> list[Tensor | None]:
         """Directions in the shapes of the parameters; None leaves a parameter as it is, decay included."""
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ def element_step(
         s: States.
         h: Numbers of the rule, ``lr``, ``weight_decay`` and ``lr_peak``.
         x: Context of the rule.
-        keys: For stochastic rounding, (key, offset) of each parameter.
+        keys: For stochastic rounding, by name of a state or ``p``, the key and the numbers of the elements; a list
+            of such tables for lists of tensors.
     """
     p_wide, g = widen(p), widen(g)
     s_wide = {name: widen(value) for name, value in s.items()}
@@ -64,11 +65,11 @@ def element_step(
         if plan.cautious:
             u = caution(u, g, x)
         apply_update(plan, p_wide, u, h, ratio)
-    for stream, (name, value) in enumerate(s.items(), start=1):
+    for name, value in s.items():
         if s_wide[name] is not value:
-            narrow_(value, s_wide[name], keys if plan.stochastic else None, stream)
+            narrow_(value, s_wide[name], keys, name)
     if p_wide is not p:
-        narrow_(p, p_wide, keys if plan.stochastic else None, 0)
+        narrow_(p, p_wide, keys, "p")
 
 
 def prepare_gradient(plan: Plan, p: Tensor, g: Tensor, h: Mapping[str, Any]) -> Tensor:
@@ -99,7 +100,8 @@ def apply_update(plan: Plan, p: Tensor, u: Tensor, h: Mapping[str, Any], ratio: 
         if plan.decay == "cautious":
             axpy_(p, where(each(lambda a, b: a * b > 0, u, p), p, 0.0), -lr * decay)
         elif plan.decay != "after":
-            rate = decay if plan.decay == "independent" else lr * decay
+            # a rate of 0 is a step that must change nothing, such as the one by which torch makes all states
+            rate = decay * (lr != 0.0) if plan.decay == "independent" else lr * decay
             if plan.decay == "corrected":
                 rate = rate * (lr / h["lr_peak"])
             p.mul_(1.0 - rate if ratio is None else (ratio * -rate) + 1.0)
@@ -116,20 +118,19 @@ def _present(number: Any) -> bool:
 def widen(x: Tensor) -> Tensor:
     """Half precision to fp32; anything else as it is."""
     if isinstance(x, Tensors):
-        return Tensors([widen(t) for t in x]) if x.items[0].dtype in HALF else x  # type: ignore[return-value]
+        return Tensors([widen(t) for t in x]) if x.items[0].dtype in HALF else x
     return x.float() if x.dtype in HALF else x
 
 
-def narrow_(target: Tensor, value: Tensor, keys: Any, stream: int) -> None:
+def narrow_(target: Tensor, value: Tensor, keys: Any, name: str) -> None:
     """Write fp32 numbers into half precision, in place; stochastically where keys are given."""
     if isinstance(target, Tensors):
         for i, (t, v) in enumerate(zip(target, value)):
-            narrow_(t, v, None if keys is None else keys[i], stream)
+            narrow_(t, v, None if keys is None else keys[i], name)
     elif keys is None or target.dtype != torch.bfloat16:
         target.copy_(value)
     else:
-        key, offset = keys
-        target.copy_(stochastic_round(value, key + stream * 0x3C6EF35, offset))
+        target.copy_(stochastic_round(value, *keys[name]))
 
 
 @functools.lru_cache(maxsize=256)
@@ -152,7 +153,7 @@ def compiled(
     x = Context(dict(fixed), variant, moduli=moduli)
 
     def kernel(
-        p: Tensor, g: Tensor, s: dict[str, Tensor], h: dict[str, Tensor], keys: Sequence[Tensor] | None
+        p: Tensor, g: Tensor, s: dict[str, Tensor], h: dict[str, Tensor], keys: Mapping[str, Any] | None
     ) -> None:
         element_step(rule, plan, p, g, s, h, x, keys)
 

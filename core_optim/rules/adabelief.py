@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ s <- b2 s + (1 - b2) (g - m)^2 + eps
 p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
 rectify: instead lr rho_t m / (sqrt(s) + eps) of RAdam, and plain momentum while rho_t is undefined"""
     state_size = "2 (3 with amsgrad)"
-    options = {
+    options: ClassVar[Mapping[str, Option]] = {
         **adam_options(eps=1e-16),
         "amsgrad": Option(False, FLAG, "divide by the largest variance so far; without effect if rectified"),
         "weight_decouple": Option(True, FLAG, "decay the weights directly rather than through the gradient"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, adam_op
 class AdamMini(ElementRule):
     """AdamW with the mean square of a block in the place of each element's square.
 
-    Blocks are declared per group. The official code guesses them from parameter names; for a transformer its
-    choice is ``heads`` for queries and keys, ``rows`` for values, projections, MLPs, embeddings and the output,
+    Blocks are declared per group. The official code guesses them from parameter names; for a transformer it
+    takes ``heads`` for queries and keys, ``rows`` for values, projections, MLPs, embeddings and the output,
     ``tensor`` for norms, ``full`` for biases.
     """
 
@@ -32,7 +32,7 @@ p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
     state_size = "1 + a number per block"
     view = "rows"
     sums = True
-    options = {
+    options: ClassVar[Mapping[str, Option]] = {
         **adam_options(),
         "block": Option(
             "rows", choice("full", "rows", "heads", "tensor"), "what shares a second moment; full is AdamW"

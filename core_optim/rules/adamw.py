@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ v <- b2 v + (1 - b2) g^2
 p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
     state_size = "2"
     moduli = True
-    options = adam_options(weight_decay=1e-2)
+    options: ClassVar[Mapping[str, Option]] = adam_options(weight_decay=1e-2)
 
     def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
         """Two moments."""
@@ -82,4 +82,7 @@ class CAdamW(AdamW):
     summary = "AdamW without the entries of an update that the gradient opposes."
     source = "Liang et al. 2024, arXiv:2411.16085; code kyleliang919/C-Optim"
     equations = AdamW.equations + "\nwith the update u <- u [u g > 0] / max(mean [u g > 0], 1e-3)"
-    options = {**AdamW.options, "cautious": Option(True, FLAG, "drop what the gradient opposes")}
+    options: ClassVar[Mapping[str, Option]] = {
+        **AdamW.options,
+        "cautious": Option(True, FLAG, "drop what the gradient opposes"),
+    }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from thalweg.core_optim.engine.ops import denominator, ema_
+from thalweg.core_optim.engine.options import Option
 from thalweg.core_optim.engine.reduce import Context
 from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, adam_options, bias_corrections
 
@@ -25,7 +26,7 @@ xi = 1 / (1 + exp(-|g_previous - g|)),   g_previous = 0 at first
 p <- p - lr sqrt(1 - b2^t) / (1 - b1^t) xi m / (sqrt(v) + eps)"""
     state_size = "3"
     decay = "coupled"
-    options = adam_options()
+    options: ClassVar[Mapping[str, Option]] = adam_options()
 
     def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
         """Two moments and the previous gradient."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ class FRUGAL(MatrixRule):
     in the state, and random ones come from (seed, step, parameter).
     """
 
+    outside: ClassVar[Mapping[str, Any]] = {"proj": False}
     name = "frugal"
     title = "FRUGAL"
     summary = "AdamW on a subspace that changes every few hundred steps, sign descent on the rest"
@@ -79,6 +80,17 @@ without projection (proj: false): AdamW"""
             # a basis in low precision would not be orthonormal
             key = StateSpec((min(shape), rank), torch.float32 if o["state_dtype"] else None)
         return {"exp_avg": StateSpec(low), "exp_avg_sq": StateSpec(low), "count": count, "key": key}
+
+    def state_elements(
+        self, shapes: Sequence[torch.Size], o: Mapping[str, Any]
+    ) -> list[dict[str, StateSpec]]:
+        """Whole tensors: the moments of those whose turn comes first, in random order the largest number."""
+        specs = [self.states(shape, o) for shape in shapes]
+        if o["proj"] and o["split"] == "blocks":
+            order = () if o["block_order"] != "random" else range(len(shapes))
+            for i in projectors.active_blocks(len(shapes), o["rho"], 0, o["block_order"], list(order)):
+                specs[i] |= {"exp_avg": LIKE, "exp_avg_sq": LIKE}
+        return specs
 
     def update(self, items: list[Item], h: Mapping[str, Any], o: Mapping[str, Any]) -> list[Tensor | None]:
         """Adam's direction on the projected part plus the sign of the rest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Lion(ElementRule):
 p <- p (1 - lr wd) - lr u
 m <- b2 m + (1 - b2) g"""
     state_size = "1"
-    options = {
+    options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(1e-4, at_least(0.0), "learning rate"),
         "betas": Option((0.9, 0.99), BETAS, "weight of the momentum in the update, and in the momentum"),
         "weight_decay": Option(0.0, at_least(0.0), "weight decay"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, bias_co
 class MARS(ElementRule):
     """AdamW on gradients corrected by their change since the last step.
 
-    Matrices only, as in the official code; other tensors take AdamW's step with options of their own. The previous
-    gradient is a copy, so later changes of ``p.grad`` do no harm.
+    Matrices only, as in the official code; other tensors take AdamW's step with options of their own. The
+    previous gradient is a copy, so later changes of ``p.grad`` do no harm.
     """
 
     name = "mars"
@@ -29,10 +29,11 @@ class MARS(ElementRule):
 c <- c / |c| if |c| > 1, norm of the tensor
 m, v as in Adam, from c
 p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
-lion: p <- p (1 - lr wd) - lr sign(m).   Tensors that are not matrices: AdamW with lr_1d, betas_1d, weight_decay_1d"""
+lion: p <- p (1 - lr wd) - lr sign(m)
+tensors that are not matrices: AdamW with lr lr_ratio_1d, betas_1d and weight_decay_1d"""
     state_size = "3"
     sums = True
-    options = {
+    options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(3e-3, at_least(0.0), "learning rate"),
         "betas": Option((0.95, 0.99), BETAS, "decay rates of the first and second moment"),
         "eps": Option(1e-8, more_than(0.0), "term added to the denominator"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ TEST = """for tensors of 2 or more dimensions, by rows, then as a whole:
 
 
 def project(u: Tensor, p: Tensor, g: Tensor, h: Mapping[str, Any], x: Context) -> tuple[Tensor, Tensor]:
-    """Direction without its part along the parameter where that looks scale-invariant, and the decay's factor.
+    """Direction without its part along a parameter that looks scale-invariant, and the decay's factor.
 
     Heo et al. 2021, algorithm 2. Everything is computed for both views and chosen on the device.
     """
@@ -66,7 +66,7 @@ class AdamP(ElementRule):
     state_size = "2"
     view = "rows"
     sums = True
-    options = {**adam_options(), **PROJECTION}
+    options: ClassVar[Mapping[str, Option]] = {**adam_options(), **PROJECTION}
 
     def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
         """Two moments."""
@@ -99,7 +99,7 @@ class SGDP(ElementRule):
     name = "sgdp"
     title = "SGDP"
     summary = "SGD with momentum whose steps keep clear of the direction of scale-invariant weights."
-    source = "Heo et al. 2021, arXiv:2006.08217; code adamp 0.3.0 without its projection of the stored momentum"
+    source = "Heo et al. 2021, arXiv:2006.08217; code adamp 0.3.0, its stored momentum not projected"
     equations = (
         "b <- mu b + (1 - dampening) g,   u = b   (nesterov: u = g + mu b)\n"
         + TEST
@@ -108,7 +108,7 @@ class SGDP(ElementRule):
     state_size = "1"
     view = "rows"
     sums = True
-    options = {
+    options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(1e-3, at_least(0.0), "learning rate"),
         "momentum": Option(0.0, share(), "decay rate mu of the momentum"),
         "dampening": Option(0.0, share(open_above=False), "share of a gradient kept out of the momentum"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from thalweg.core_optim.engine.rule import ElementRule, StateSpec, adam_options
 class ScheduleFreeAdamW(ElementRule):
     """Weights y for training between the iterate z and its running average x, which is for evaluation.
 
-    Call ``optimizer.train()`` before training and ``optimizer.eval()`` before evaluating or saving weights. The
-    state holds z; y and x follow from each other by y = b1 x + (1 - b1) z.
+    Call ``optimizer.train()`` before training and ``optimizer.eval()`` before evaluating or saving weights.
+    The state holds z; y and x follow from each other by y = b1 x + (1 - b1) z.
     """
 
     name = "schedulefree_adamw"
@@ -30,7 +30,7 @@ class ScheduleFreeAdamW(ElementRule):
 lr_t = lr min(1, t / warmup_steps),   c = w_t / sum w,   w_t = t^r max(lr_1..t)^weight_lr_power
 z <- z - lr_t d,   x <- (1 - c) x + c z,   y = b1 x + (1 - b1) z"""
     state_size = "2"
-    options = {
+    options: ClassVar[Mapping[str, Option]] = {
         **adam_options(lr=2.5e-3),
         "warmup_steps": Option(0, integer(0), "steps of linear warm-up"),
         "r": Option(0.0, at_least(0.0), "power of the step in the weights of the average"),
@@ -48,7 +48,7 @@ z <- z - lr_t d,   x <- (1 - c) x + c z,   y = b1 x + (1 - b1) z"""
     def begin(self, group: dict[str, Any], slots: Sequence[Any]) -> dict[str, Any]:
         """Weight of the new iterate in the average; the group keeps the sum of the weights."""
         if group.get("mode", "train") != "train":
-            raise RuntimeError("the weights for evaluation are in place: call optimizer.train() before a step")
+            raise RuntimeError("the weights for evaluation are in place: call optimizer.train() first")
         k = group.get("k", 0)
         warm = min(1.0, (k + 1) / group["warmup_steps"]) if group["warmup_steps"] else 1.0
         rate = float(group["lr"]) * warm
@@ -70,9 +70,7 @@ z <- z - lr_t d,   x <- (1 - c) x + c z,   y = b1 x + (1 - b1) z"""
         """Decay is part of the direction."""
         return False
 
-    def update(
-        self, p: Tensor, g: Tensor, s: Mapping[str, Tensor], h: Mapping[str, Any], x: Context
-    ) -> None:
+    def update(self, p: Tensor, g: Tensor, s: Mapping[str, Tensor], h: Mapping[str, Any], x: Context) -> None:
         """Move y and z."""
         v = x.mean_square_(s["exp_avg_sq"], g, h["beta2"])
         d = axpy(g / denominator(v, h["root_bias2"], h["eps"]), p, h["weight_decay"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class SGD(ElementRule):
 p <- p - lr b                  (nesterov: p <- p - lr (g + mu b))"""
     state_size = "1 (0 without momentum)"
     decay = "coupled"
-    options = {
+    options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(1e-3, at_least(0.0), "learning rate"),
         "momentum": Option(0.0, share(), "decay rate mu of the momentum"),
         "dampening": Option(0.0, share(open_above=False), "share of a gradient kept out of the momentum"),

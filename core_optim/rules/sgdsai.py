@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ m <- g at that step, afterwards mu m + (1 - mu) g
 p <- p (1 - lr wd) - lr s m           (normalize: s / max over the group)"""
     state_size = "1 + a number per tensor"
     sums = True
-    options = {
+    options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(1e-2, at_least(0.0), "learning rate; each tensor multiplies it by about sqrt(size)"),
         "momentum": Option(0.9, share(), "decay rate mu of the momentum"),
         "eps": Option(1e-8, more_than(0.0), "term added to the standard deviation"),

@@ -87,18 +87,24 @@ def test_resumed_run_equals_straight_run_bitwise(name: str) -> None:
         assert torch.equal(a, b)
 
 
+RATES = {"sgd": 0.5, "sgdp": 0.5, "mfac": 3e-2, "scion": 3e-3}
+"""Learning rates where that of Adam's family does not do; the loss falls by 20 in 200 steps with them."""
+
+
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     net = network()
     probe = torch.randn(64, 3, generator=torch.Generator().manual_seed(5))
     before = net(probe).square().mean().item()
-    config = OptimConfig(name=name, lr=1e-2, schedule=ScheduleConfig(name="constant"))
+    config = OptimConfig(name=name, lr=RATES.get(name, 1e-2), schedule=ScheduleConfig(name="constant"))
     train(net, build(net, config, None), range(200))
     assert net(probe).square().mean().item() < 0.05 * before
 
 
 def test_unknown_optimizer_lists_the_known_and_the_near() -> None:
-    with pytest.raises(ValueError, match=r"'AdamV' is unknown, allowed: .*adamw.*did you mean adamw\?"):
+    with pytest.raises(
+        ValueError, match=r"'AdamV' is unknown, allowed: .*adamw.*mezo.*did you mean adamw or"
+    ):
         build(network(), OptimConfig(name="AdamV"), 1)
 
 
@@ -191,4 +197,4 @@ def test_lightning_clips_gradients_under_mixed_precision(tmp_path: Path) -> None
     assert trainer.global_step == 3
     assert norms
     assert max(norms) <= 0.5 + 1e-3
-    assert isinstance(trainer.optimizers[0], torch.optim.AdamW)
+    assert type(trainer.optimizers[0]).__name__ == "AdamW"
