@@ -33,8 +33,8 @@ class ZO2(MeZO):
     needs no change of the network: evaluations run as they are, held before each block. Between steps the
     blocks' parameters are views of host memory. Use the network in :meth:`run`, which streams as well, or
     in :meth:`gathered`, which does not; :meth:`detach` ends it all. **Call flush before weights are read** in
-    any other way: for averages, exports, and at the end. A state dict never flushes: it holds the pending update,
-    and a run restored from it together with the weights as they were goes on bitwise.
+    any other way: for averages, exports, and at the end. A state dict never flushes: it holds the pending
+    update, and a run restored from it together with the weights as they were goes on bitwise.
 
     On the device are, besides resident parameters and what the network computes, two blocks as the host keeps
     them, one block of shifted weights, and resident parameters once per evaluation.
