@@ -99,7 +99,10 @@ def climb(
             steps = max(1, round(PROBLEMS[problem].steps * length))
             for optimizer in optimizers:
                 bar.update(job, description=f"{problem} {optimizer}")
-                rows.append(tune_and_run(archive, problem, optimizer, steps, budget, seeds))
+                row = tune_and_run(archive, problem, optimizer, steps, budget, seeds)
+                choice = f"{row.mean:.4g} with lr {row.lr:.2g}, decay {row.weight_decay:g}"
+                bar.console.print(f"{problem:<14}{optimizer:<20}{choice}", highlight=False)
+                rows.append(row)
                 bar.advance(job, budget + seeds)
     return rows
 

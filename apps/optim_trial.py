@@ -78,7 +78,10 @@ def run(problem: Problem, trial: Trial) -> Outcome:
     total = 0.0
     for step in range(trial.steps):
         before = time.process_time()
-        losses.append(float(optimizer.step(closure(step))))  # type: ignore[arg-type]
+        try:
+            losses.append(float(optimizer.step(closure(step))))  # type: ignore[arg-type]
+        except torch.linalg.LinAlgError:  # a decomposition of what is no longer finite
+            losses.append(math.inf)
         total += time.process_time() - before
         scheduler.step()
         if not math.isfinite(losses[-1]):
