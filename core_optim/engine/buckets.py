@@ -15,6 +15,7 @@ from torch import Tensor
 from thalweg.core_optim.engine import sharding
 from thalweg.core_optim.engine.random import Randomness, mix
 from thalweg.core_optim.engine.reduce import Context
+from thalweg.core_optim.engine.rounding import Numbers
 from thalweg.core_optim.engine.rule import ElementRule, Item, MatrixRule, Rule
 from thalweg.core_optim.engine.tensors import Tensors
 from thalweg.core_optim.engine.update import (
@@ -91,15 +92,18 @@ def views_of(slot: Slot, rule: ElementRule) -> Views:
     return Views(packed(p), viewed(g.contiguous(), rule.view), s, back)
 
 
-def rounding_key(slot: Slot, random: Randomness, sharded: bool) -> tuple[int, int]:
-    """Key and first element of the stochastic rounding of a slot; replicas of a parameter get the same."""
-    offset = 0
-    if sharded:
-        layout = sharding.layout_of(slot.parameter)
-        # parts cut along another dimension have numbers of their own
-        inner = [group.rank() for group, dim in layout.groups if dim > 0]
-        offset = layout.row_offset * (layout.numel // max(layout.rows, 1)) + sum(inner) * 0x9E3779
-    return mix(random.seed, slot.t, slot.index) & 0x7FFFFFFF, offset & 0x7FFFFFFF
+def rounding_keys(slot: Slot, random: Randomness) -> dict[str, tuple[int, Numbers]]:
+    """Keys of the stochastic rounding of a parameter, ``p``, and its states, and where elements are counted.
+
+    Replicas of a parameter get the same, and parts of one get theirs of the whole.
+    """
+    key = mix(random.seed, slot.t, slot.index)
+    tensors = {"p": slot.parameter, **{name: value for name, value in slot.state.items() if name != "step"}}
+    return {
+        name: ((key + stream * 0x3C6EF35) & 0x7FFFFFFF, sharding.numbers_of(value))
+        for stream, (name, value) in enumerate(tensors.items())
+        if value.dtype == torch.bfloat16
+    }
 
 
 def run_elements(job: Job, slots: list[Slot]) -> None:
@@ -108,7 +112,7 @@ def run_elements(job: Job, slots: list[Slot]) -> None:
     assert isinstance(rule, ElementRule)
     sharded = sharding.is_sharded(slots[0].parameter)
     views = [views_of(slot, rule) for slot in slots]
-    keys = [rounding_key(slot, job.random, sharded) for slot in slots] if job.plan.stochastic else None
+    keys = [rounding_keys(slot, job.random) for slot in slots] if job.plan.stochastic else None
     moduli = job.options["complex"] == "modulus" and slots[0].parameter.is_complex()
     if job.kernel == "foreach":
         layouts = [sharding.layout_of(slot.parameter) for slot in slots] if sharded else None
@@ -142,8 +146,17 @@ def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None
         if v.p.numel() < 2:  # the compiler would make a graph of its own for a single element
             element_step(rule, job.plan, v.p, v.g, v.s, job.numbers, x, keys and keys[i])
             continue
-        key = keys and tuple(torch.tensor(k, dtype=torch.int32) for k in keys[i])
-        kernel(v.p, v.g, v.s, numbers, key)
+        kernel(
+            v.p,
+            v.g,
+            v.s,
+            numbers,
+            keys and {name: tuple(map(_int32, pair)) for name, pair in keys[i].items()},
+        )
+
+
+def _int32(number: Numbers) -> Tensor:
+    return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.int32)
 
 
 def run_matrices(job: Job, slots: list[Slot]) -> None:
@@ -171,7 +184,7 @@ def run_matrices(job: Job, slots: list[Slot]) -> None:
 
 def _keep_state(slot: Slot, item: Item, job: Job) -> None:
     """Put what the rule left in an item into the state, in the dtype that the state has."""
-    for stream, (name, value) in enumerate(item.s.items(), start=1):
+    for name, value in item.s.items():
         old = slot.state.get(name)
         if old is value:
             continue
@@ -179,8 +192,7 @@ def _keep_state(slot: Slot, item: Item, job: Job) -> None:
             dtype = value.dtype if old is None or not old.is_floating_point() else old.dtype
             slot.state[name] = value.to(dtype)
         else:
-            key = rounding_key(slot, job.random, False) if job.plan.stochastic else None
-            narrow_(old, value, key, stream)
+            narrow_(old, value, rounding_keys(slot, job.random) if job.plan.stochastic else None, name)
 
 
 def _apply_whole(job: Job, slot: Slot, u: Tensor) -> None:
@@ -192,5 +204,4 @@ def _apply_whole(job: Job, slot: Slot, u: Tensor) -> None:
         p.mul_(factor)
     apply_update(job.plan, p, u.view(p.shape) if u.shape != p.shape else u, job.numbers)
     if p is not target:
-        sharded = sharding.is_sharded(slot.parameter)
-        narrow_(target, p, rounding_key(slot, job.random, sharded) if job.plan.stochastic else None, 0)
+        narrow_(target, p, rounding_keys(slot, job.random) if job.plan.stochastic else None, "p")

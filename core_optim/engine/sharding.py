@@ -36,7 +36,7 @@ def layout_of(x: Tensor) -> Layout:
         if isinstance(placement, Replicate):
             continue
         if not isinstance(placement, Shard):
-            raise ValueError(f"a parameter with placement {placement} cannot be optimised; shard or replicate it")
+            raise ValueError(f"a parameter placed as {placement} cannot be optimised; shard or replicate it")
         groups.append((x.device_mesh.get_group(axis), placement.dim))
         if placement.dim == 0:
             if cut:
@@ -51,6 +51,29 @@ def layout_of(x: Tensor) -> Layout:
     return Layout(tuple(x.shape), tuple(groups), offset)
 
 
+def numbers_of(x: Tensor) -> Tensor | int:
+    """Where the elements of a local part are counted in the whole: from the first, or each (int32)."""
+    if not isinstance(x, DTensor):
+        return 0
+    places = [range(size) for size in x.shape]
+    for axis, placement in enumerate(x.placements):
+        if isinstance(placement, Shard):
+            own = places[placement.dim]
+            step = math.ceil(len(own) / x.device_mesh.size(axis))
+            first = step * x.device_mesh.get_local_rank(axis)
+            places[placement.dim] = own[first : first + step]
+    strides = [math.prod(x.shape[d + 1 :]) for d in range(x.dim())]
+    if all(len(place) == size for place, size in zip(places[1:], x.shape[1:])):
+        return (places[0].start if places and len(places[0]) else 0) * (
+            strides[0] if strides else 1
+        ) & 0x7FFFFFFF
+    device = x.to_local().device
+    found = torch.zeros((), dtype=torch.int64, device=device)
+    for place, stride in zip(places, strides):
+        found = found[..., None] + torch.arange(place.start, place.stop, device=device) * stride
+    return (found.reshape(-1) & 0x7FFFFFFF).to(torch.int32)
+
+
 def placement_key(x: Tensor) -> Any:
     """Equal for tensors whose parts may be handled together."""
     return (id(x.device_mesh), tuple(map(str, x.placements))) if isinstance(x, DTensor) else None
@@ -58,10 +81,11 @@ def placement_key(x: Tensor) -> Any:
 
 def aligned(gradient: Tensor, parameter: Tensor) -> Tensor:
     """The gradient, placed as its parameter is."""
-    if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
-        if gradient.placements != parameter.placements:
-            gradient = gradient.redistribute(placements=parameter.placements)
-    return gradient
+    if not (isinstance(parameter, DTensor) and isinstance(gradient, DTensor)):
+        return gradient
+    if gradient.placements == parameter.placements:
+        return gradient
+    return gradient.redistribute(placements=parameter.placements)
 
 
 def whole(x: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ def element_step(
         s: States.
         h: Numbers of the rule, ``lr``, ``weight_decay`` and ``lr_peak``.
         x: Context of the rule.
-        keys: For stochastic rounding, by name of a state or ``p``, the key and the numbers of the elements; a list
-            of such tables for lists of tensors.
+        keys: For stochastic rounding, by name of a state or ``p``, a key and the numbers of the elements; for
+            lists of tensors, a list of such tables.
     """
     p_wide, g = widen(p), widen(g)
     s_wide = {name: widen(value) for name, value in s.items()}
