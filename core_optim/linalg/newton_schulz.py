@@ -1,6 +1,6 @@
 """Orthogonalisation of matrices by the quintic Newton-Schulz iteration of Muon.
 
-Shapes: B batch, M rows, N columns; inside, matrices lie so that M <= N.  With X = U S Vᵀ and ‖X‖_F <= 1 a step is
+Shapes: B batch, M rows, N columns; inside, matrices lie so that M <= N.  A step on X with ‖X‖_F <= 1 is
 
     A = X Xᵀ,   X <- a X + (b A + c A²) X,   that is   s <- a s + b s³ + c s⁵   for each singular value s.
 
@@ -81,14 +81,17 @@ def newton_schulz(
         eps: Smallest Frobenius norm to divide by.
         dtype: Number type of the iteration; that of ``x`` by default. The norm is taken in that of ``x``.
         coefficients: (a, b, c) of each step, the last ones repeated.
-        gram: Whether to take the first steps on the Gram matrix; by default for wide matrices of 128 rows or more.
+        gram: Whether to take the first steps on the Gram matrix; by default for wide matrices of 128 rows or
+            more.
 
     Returns:
         Tensor in the shape and dtype of ``x``.
     """
     if x.ndim == 3 and x.device.type == "cpu" and min(x.shape[-2:]) >= PAYS_FROM:
         # a CPU gains nothing from a batch of large matrices, and single ones can use their symmetry
-        ones = [newton_schulz(one, steps, eps=eps, dtype=dtype, coefficients=coefficients, gram=gram) for one in x]
+        ones = [
+            newton_schulz(one, steps, eps=eps, dtype=dtype, coefficients=coefficients, gram=gram) for one in x
+        ]
         return torch.stack(ones)
     tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x
@@ -118,7 +121,7 @@ def _gram_steps(schedule: Sequence[Coefficients]) -> int:
 
 
 def _steps_on_gram(x: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
-    """Several steps at once: their polynomials in G = X Xᵀ are multiplied as small matrices, then applied to X.
+    """Several steps at once: polynomials in G = X Xᵀ are multiplied as small matrices, then applied to X.
 
     With B = a I + S, S = b G + c G²:  G <- B G B  and  (q I + R) <- B (q I + R), all symmetric and commuting.
     The multiple of the identity is kept apart, so that bf16 rounds only R.
@@ -147,7 +150,8 @@ def muon_scale(rows: int, columns: int, convention: str) -> float:
     """Factor on an orthogonal update of a matrix, by the names of the option ``adjust_lr``.
 
     ``original`` sqrt(max(1, rows / columns)) (Jordan), ``match_rms_adamw`` 0.2 sqrt(max(rows, columns))
-    (Moonlight; learning rates and decay of AdamW carry over), ``spectral`` sqrt(rows / columns) (Dion), ``none`` 1.
+    (Moonlight; learning rates and decay of AdamW carry over), ``spectral`` sqrt(rows / columns) (Dion),
+    ``none`` 1.
 
     Raises:
         ValueError: For another name.
@@ -161,6 +165,4 @@ def muon_scale(rows: int, columns: int, convention: str) -> float:
             return math.sqrt(rows / columns)
         case "none":
             return 1.0
-    raise ValueError(
-        f"adjust_lr is {convention!r}, allowed: original, match_rms_adamw, spectral, none"
-    )
+    raise ValueError(f"adjust_lr is {convention!r}, allowed: original, match_rms_adamw, spectral, none")

@@ -15,7 +15,7 @@ SMALLEST = 256
 def multiply_add(
     a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0
 ) -> Tensor:
-    """``alpha a b + beta c`` of matrices (M, N) or batches (B, M, N) in one call, summed in fp32 or better."""
+    """``alpha a b + beta c`` of matrices (M, N) or batches (B, M, N) in one call."""
     if c is None:
         return a @ b if alpha == 1.0 else alpha * (a @ b)
     fused = torch.addmm if a.ndim == 2 else torch.baddbmm
@@ -25,8 +25,8 @@ def multiply_add(
 def stripe_height(a: Tensor) -> int | None:
     """Rows per stripe for a product with ``a``, or None where the whole product is faster.
 
-    Only single matrices on a CPU gain: a GPU has the speed for the whole product at once, and batched products
-    of transposed slices are slow on CPUs.
+    Only single matrices on a CPU gain: a GPU is at its best with the whole product at once, and batched
+    products of transposed slices are slow on CPUs.
     """
     side = a.shape[-2]
     if a.ndim != 2 or a.device.type != "cpu" or side < SMALLEST:
@@ -57,15 +57,32 @@ def symmetric_product(
 
 
 def mix_outer_(average: Tensor, x: Tensor, weight: float) -> Tensor:
-    """``average <- (1 - weight) average + weight x xᵀ`` in place; average is symmetric, x is (M, N) or (B, M, N)."""
+    """``average <- (1 - weight) average + weight x xᵀ`` in place, above the diagonal at least.
+
+    Large single matrices on a CPU are updated in stripes of rows from the diagonal on; what lies below goes
+    stale until `mirror_`.
+
+    Args:
+        average: Symmetric, (M, M) or (B, M, M).
+        x: (M, N) or (B, M, N).
+        weight: Share of the new product.
+    """
     height = stripe_height(x)
     if height is None:
         fused = average.addmm_ if x.ndim == 2 else average.baddbmm_
         return fused(x, x.mT, alpha=weight, beta=1.0 - weight)
     side = x.shape[-2]
     for start in range(0, side, height):
-        stop = min(start + height, side)
-        stripe = average[start:stop, start:]
-        stripe.addmm_(x[start:stop], x[start:].mT, alpha=weight, beta=1.0 - weight)
-        average[stop:, start:stop] = stripe[:, stop - start :].mT
+        rows = slice(start, min(start + height, side))
+        average[rows, start:].addmm_(x[rows], x[start:].mT, alpha=weight, beta=1.0 - weight)
+    return average
+
+
+def mirror_(average: Tensor) -> Tensor:
+    """Copy what `mix_outer_` keeps above the diagonal below it, in place, for (M, M) or (B, M, M)."""
+    for one in average if average.ndim == 3 else [average]:
+        height = stripe_height(one)
+        for start in range(0, one.shape[-1], height or one.shape[-1]):
+            stop = start + (height or one.shape[-1])
+            one[stop:, start:stop] = one[start:stop, stop:].mT
     return average
