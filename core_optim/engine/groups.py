@@ -84,18 +84,8 @@ def _members(group: Mapping[str, Any]) -> str:
 
 
 def fill_missing(groups: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
-    """Give loaded groups the keys that a checkpoint of another version or of torch's own class lacks.
-
-    Raises:
-        ValueError: If a group was saved with another rule.
-    """
-    for number, (group, old) in enumerate(zip(groups, before)):
-        saved = group.get("rule", old["rule"])
-        if saved != old["rule"]:
-            raise ValueError(
-                f"group {number} was saved with the rule {saved!r}, and is now {old['rule']!r}; build the"
-                " optimizer with the groups of the checkpoint"
-            )
+    """Give loaded groups the keys that a checkpoint of another version or of torch's own class lacks."""
+    for group, old in zip(groups, before):
         for key, value in old.items():
             if key not in group or (group[key] is None and value is not None and key not in COMMON):
                 group[key] = value

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from thalweg.core_optim.engine import sharding
 from thalweg.core_optim.engine.buckets import Job, Slot, run_elements, run_matrices
 from thalweg.core_optim.engine.groups import COMMON, LABELS, complete_group, fill_missing, plain
-from thalweg.core_optim.engine.loading import restore_dtypes
+from thalweg.core_optim.engine.loading import refuse_foreign, restore_dtypes
 from thalweg.core_optim.engine.random import Randomness
 from thalweg.core_optim.engine.rule import ElementRule, Rule, StateSpec
 from thalweg.core_optim.engine.update import HALF, Plan
@@ -179,7 +179,8 @@ class CoreOptimizer(Optimizer):
         """The kernel of a bucket; what the user asked for wherever it can be had."""
         p = slots[0].parameter
         if self.kernel in ("auto", "fused") and hasattr(rule, "fused"):
-            simple = plan.decay in ("decoupled", None) and not (plan.cautious or plan.stochastic)
+            special = plan.cautious or plan.stochastic or plan.maximize
+            simple = plan.decay in ("decoupled", None) and not special
             same = all(slot.state["exp_avg"].dtype == p.dtype == slot.gradient.dtype for slot in slots)
             if simple and same and p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps", "xpu"):
                 return "fused"
@@ -196,9 +197,31 @@ class CoreOptimizer(Optimizer):
             ValueError: If a group was saved with another rule, or the groups do not match.
         """
         before = [dict(group) for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        fill_missing(self.param_groups, before)
-        restore_dtypes(self, state_dict)
+        final = state_dict
+
+        def check(_: Optimizer, found: dict[str, Any]) -> None:
+            nonlocal final
+            final = found
+            refuse_foreign(self, found)
+
+        def restore(_: Optimizer) -> None:
+            fill_missing(self.param_groups, before)
+            restore_dtypes(self, final)
+
+        # after the hooks of others that change what is loaded, and before those that look at the result
+        hooks = [
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold; hooks stay behind, as in torch."""
+        return {**super().__getstate__(), "kernel": self.kernel, "random": self.random, "_own": self._own}
 
     def train(self) -> None:
         """Put the weights for training in place; only schedule-free rules have others for evaluation."""
