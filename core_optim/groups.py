@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg.core_optim.config import FallbackConfig, GroupRule, OptimConfig
-from thalweg.core_optim.engine.groups import complete_group
+from thalweg.core_optim.engine.groups import COMMON, complete_group
 from thalweg.core_optim.engine.rule import Rule
 from thalweg.core_optim.kinds import SPECIAL, kinds_of
 from thalweg.core_optim.memory import state_bytes_of
@@ -153,7 +153,7 @@ def _split(
     complete = complete_group({"params": [], **options}, known, {}, f"group {name!r}", {})
     inside = [p for p in params if _is_hidden(p, kinds[p], found, complete)]
     rest = [p for p in params if p not in set(inside)]
-    outside = {**options, **found.outside} if found.outside else _fallback(config.fallback)
+    outside = {**options, **found.outside} if found.outside else _fallback(config.fallback, config.options)
     if not found.outside and entry is not None and entry.weight_decay is not None:
         outside["weight_decay"] = entry.weight_decay
     parts = [(name, inside, options), (f"{name}_{OUTSIDE}", rest, outside)]
@@ -177,11 +177,17 @@ def _options(entry: GroupRule | None, config: OptimConfig) -> dict[str, Any]:
             value = getattr(base, key)
         if value is not None and not _needless(key, value, found["rule"]):
             found[key] = value
-    return {**found, **(base.options if base is not None else {}), **(entry.options if entry else {})}
+    shared = base.options if base is not None else _common(config.options)
+    return {**found, **shared, **(entry.options if entry else {})}
 
 
-def _fallback(config: FallbackConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {"rule": config.name}
+def _common(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of some options those that every algorithm has."""
+    return {key: value for key, value in options.items() if key in COMMON}
+
+
+def _fallback(config: FallbackConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"rule": config.name, **_common(options)}
     for key in ("lr", "weight_decay", "betas", "eps"):
         value = getattr(config, key)
         if value is not None and not _needless(key, value, config.name):
