@@ -16,7 +16,7 @@ Batch = dict[str, Tensor]
 
 
 class LabelledImages(Dataset[Batch]):
-    """Chosen images of a set as ``images``, floats in [-1, 1] (C, H, W), and ``labels``."""
+    """Chosen images of a set as ``images``, floats in [-1, 1] (C, H, W), ``labels``, and their ``index``."""
 
     def __init__(self, images: ImageSet, indices: list[int]) -> None:
         self.images, self.indices = images, indices
@@ -27,7 +27,8 @@ class LabelledImages(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         index = self.indices[position]
         pixels = self.images.image(index).float() / 127.5 - 1
-        return {"images": pixels, "labels": torch.tensor(self.images.labels[index])}
+        label = torch.tensor(self.images.labels[index])
+        return {"images": pixels, "labels": label, "index": torch.tensor(position)}
 
 
 class CountedDataModule(L.LightningDataModule):
@@ -97,10 +98,11 @@ class CountedDataModule(L.LightningDataModule):
 
 
 class ImageDataModule(CountedDataModule):
-    """Batches of ``images`` (B, C, H, W), floats in [-1, 1], and ``labels`` (B,).
+    """Batches of ``images`` (B, C, H, W), floats in [-1, 1], ``labels`` (B,), and ``index`` (B,).
 
-    A fixed random choice of the images validates; the rest trains, in an order that depends on `seed` alone
-    and goes on where it was when a run is resumed.
+    The index is an image's number in its part of the set, whatever the order. A fixed random choice of the
+    images validates; the rest trains, in an order that depends on `seed` alone and goes on where it was when
+    a run is resumed.
 
     Args:
         images: ``mnist5k`` or ``digits``, which ship in packages, or a folder with one sub-folder per class.

@@ -17,7 +17,7 @@ Batch = dict[str, Tensor]
 
 
 class CaptionedLatents(Dataset[Batch]):
-    """Latents as ``images`` (C, H, W) and tokens as ``labels`` (L,)."""
+    """Latents as ``images`` (C, H, W), tokens as ``labels`` (L,), and their ``index``."""
 
     def __init__(self, latents_NCHW: Tensor, tokens_NL: Tensor) -> None:
         self.latents, self.tokens = latents_NCHW, tokens_NL
@@ -26,11 +26,11 @@ class CaptionedLatents(Dataset[Batch]):
         return len(self.latents)
 
     def __getitem__(self, index: int) -> Batch:
-        return {"images": self.latents[index], "labels": self.tokens[index]}
+        return {"images": self.latents[index], "labels": self.tokens[index], "index": torch.tensor(index)}
 
 
 class CaptionDataModule(CountedDataModule):
-    """Batches of ``images``, latents (B, C, H, W) of unit variance, and ``labels``, tokens (B, L).
+    """Batches of ``images``, latents (B, C, H, W) of unit variance, ``labels``, tokens (B, L), and ``index``.
 
     Everything is encoded once, by a linear autoencoder that is fitted to the images. The order depends on
     `seed` alone and goes on where it was when a run is resumed.

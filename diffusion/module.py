@@ -136,18 +136,26 @@ class DiffusionModule(L.LightningModule):
 
     def losses(self, batch: Batch, stream: torch.Generator, *, label_dropout: float) -> Tensor:
         """Weighted mean squared error of each image (B,), with times and noises from a CPU generator."""
-        x0, classes = batch["images"], batch["labels"]
-        times = loss.spread_times(len(x0), self.times, stream)
-        noise = torch.randn(x0.shape, generator=stream).to(x0)
-        dropped = None
-        if self.no_content is not None:
-            dropped = loss.drop_labels(classes, self.no_content, label_dropout, stream)
+        x0 = batch["images"]
+        times, noise, dropped = self.draw(batch, stream, label_dropout=label_dropout)
         alpha, sigma, label = self.levels(times)
         noisy = loss.corrupt(x0, noise, alpha, sigma)
         wanted = from_pair(x0, noise, alpha, sigma, self.prediction)
         errors = (self(noisy, label, dropped) - wanted).square().mean(dim=(1, 2, 3))
         scale = loss.weights(alpha, sigma, self.prediction, self.weighting, self.gamma)
         return errors * scale.flatten()
+
+    def draw(
+        self, batch: Batch, stream: torch.Generator, *, label_dropout: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Times in [0, 1] (B,), noises (B, C, H, W) and labels with some dropped, all that is random."""
+        x0, classes = batch["images"], batch["labels"]
+        times = loss.spread_times(len(x0), self.times, stream)
+        noise = torch.randn(x0.shape, generator=stream).to(x0)
+        dropped = None
+        if self.no_content is not None:
+            dropped = loss.drop_labels(classes, self.no_content, label_dropout, stream)
+        return times, noise, dropped
 
     def levels(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Alpha and sigma (B, 1, 1, 1) and time labels (B,) at times in [0, 1], from least to most noise."""

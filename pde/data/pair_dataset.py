@@ -149,8 +149,8 @@ class MixtureDataset(Dataset[Any]):
     """Several data sets behind one range of indices, first to last; batches are dicts of tensors.
 
     Keys: ``pixel_values`` (B, Cin, H, W) and ``labels`` (B, Cout, H, W), normalised float32; ``time`` (B,)
-    lead time; ``dataset`` (B,) index into `parts`; and if any part has a mask ``pixel_mask`` (B, Cout), or
-    (B, Cout, H, W) if any part masks single points.
+    lead time; ``dataset`` (B,) index into `parts`; ``index`` (B,) of the sample itself; and if any part has
+    a mask ``pixel_mask`` (B, Cout), or (B, Cout, H, W) if any part masks single points.
 
     Args:
         parts: data sets with equal channels and grids.
@@ -208,6 +208,7 @@ class MixtureDataset(Dataset[Any]):
             self.parts[k].fill(index[rows] - self._edges[k], rows, batch)
             batch["dataset"][torch.from_numpy(rows)] = self.ids[k]
         batch.pop("fields", None)
+        batch["index"] = torch.from_numpy(index)
         return batch
 
     def _empty(self, size: int) -> dict[str, Tensor]:
