@@ -100,18 +100,13 @@ class ZO2(MeZO):
         names = {id(module): name for name, module in network.named_modules()}
         owned, shared = _owners(network, modules, {id(p) for part in resident for p in part.parameters()})
         on_cpu = place.type == "cpu"
-        flat = [
-            FlatBlock(
-                names.get(id(module), f"block {number}"),
-                [_with_entry(parameter, entries) for parameter in parameters],
-                host_dtype,
-                pinned=not on_cpu and torch.cuda.is_available(),
-            )
-            for number, (module, parameters) in enumerate(zip(modules, owned, strict=True))
-        ]
-        for block in flat:
-            block.fill()
-            block.park()
+        flat = []
+        for number, (module, parameters) in enumerate(zip(modules, owned, strict=True)):
+            entered = [_with_entry(parameter, entries) for parameter in parameters]
+            name = names.get(id(module), f"block {number}")
+            flat.append(FlatBlock(name, entered, host_dtype, pinned=not on_cpu and torch.cuda.is_available()))
+            flat[-1].fill()
+            flat[-1].park()  # the memory that the weights had is free before the next block takes more
         for parameter in shared:
             parameter.data = parameter.data.to(place)
         for part in network.modules():
