@@ -1,4 +1,4 @@
-"""Lightning callbacks of every app: weight averaging that survives a resume, and a clean stop on Ctrl-C."""
+"""Callbacks of every app: averages that survive a resume, a clean stop on Ctrl-C, the optimizer's groups."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from thalweg.core_optim.groups import describe
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
@@ -139,6 +141,20 @@ class SafeStop(L.Callback):
         for number, handler in self.former.items():
             signal.signal(number, handler)
         self.former = {}
+
+
+class OptimizerTable(L.Callback):
+    """Print the parameter groups at the start of a fit: size, algorithm, rates and bytes of state."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print one table per optimizer, on one process."""
+        if not trainer.is_global_zero:
+            return
+        for optimizer in trainer.optimizers:
+            kind = type(optimizer).__name__
+            base = getattr(optimizer, "base", None)
+            name = f"{kind} around {type(base).__name__}" if base is not None else kind
+            print(f"{name}\n{describe(optimizer.param_groups)}")
 
 
 def save_last(trainer: L.Trainer) -> None:

@@ -12,9 +12,12 @@ from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from thalweg.apps.callbacks import SafeStop
+from thalweg.apps.callbacks import OptimizerTable, SafeStop
 from thalweg.apps.checkpoint_io import SafeCheckpointIO
+from thalweg.apps.optim_callbacks import SAMGuard, ScheduleFreeMode
+from thalweg.apps.optim_callbacks import SAMGuard, ScheduleFreeMode
 from thalweg.apps.trainer_cli import COMMANDS, trainer_defaults
+from thalweg.apps.zeroth_order import ZerothOrder
 
 NEWS = ("💡", "Loading `train_dataloader`", "TPU available", "Detected KeyboardInterrupt")
 """Starts of Lightning's messages that tell the user nothing about the run."""
@@ -113,6 +116,11 @@ def how_to_resume(command: str, trainer: L.Trainer) -> str:
     return f"continue with: thalweg fit --resume {folder}"
 
 
+def own_callbacks() -> list[L.Callback]:
+    """Callbacks of every run; those for other kinds of optimizers do nothing where there is none."""
+    return [SafeStop(), OptimizerTable(), ZerothOrder(), SAMGuard(), ScheduleFreeMode()]
+
+
 def launch(dry_run: bool = False) -> None:
     """Parse ``sys.argv`` and run the trainer command in it, or only say what it would need."""
     quiet_news()
@@ -126,6 +134,6 @@ def launch(dry_run: bool = False) -> None:
         auto_configure_optimizers=False,
         save_config_callback=EmbedConfig,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={**trainer_defaults(), "callbacks": [SafeStop()]},
+        trainer_defaults={**trainer_defaults(), "callbacks": own_callbacks()},
         parser_kwargs={**quiet, **{name: quiet for name in COMMANDS}},
     )

@@ -146,7 +146,7 @@ def _split(
     """A group, and what its algorithm is not for; parts without members are left out."""
     options = _options(entry, config)
     known = options.get("rule", config.name)
-    found = rule(known) if config.name in RULES or "rule" in options else None
+    found = None if known == config.name and known not in RULES else rule(known)
     # a group whose algorithm was chosen by hand gets exactly that
     if found is None or found.outside is None or (entry is not None and entry.rule is not None):
         return [(name, params, options)] if params else []
