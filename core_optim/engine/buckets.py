@@ -179,7 +179,7 @@ def run_matrices(job: Job, slots: list[Slot]) -> None:
             continue
         if plan.cautious:
             u = caution(u, g, x)
-        _apply_whole(job, slot, u)
+        _apply_whole(job, slot, u, x)
 
 
 def _keep_state(slot: Slot, item: Item, job: Job) -> None:
@@ -195,13 +195,13 @@ def _keep_state(slot: Slot, item: Item, job: Job) -> None:
             narrow_(old, value, rounding_keys(slot, job.random) if job.plan.stochastic else None, name)
 
 
-def _apply_whole(job: Job, slot: Slot, u: Tensor) -> None:
+def _apply_whole(job: Job, slot: Slot, u: Tensor, x: Context) -> None:
     target = sharding.local(slot.parameter).detach()
     u = sharding.part_of(u, slot.parameter)
     p = widen(target)
     factor = job.rule.shrink(job.numbers["lr"], job.options)
     if factor is not None:
         p.mul_(factor)
-    apply_update(job.plan, p, u.view(p.shape) if u.shape != p.shape else u, job.numbers)
+    apply_update(job.plan, p, u.view(p.shape) if u.shape != p.shape else u, job.numbers, x)
     if p is not target:
         narrow_(target, p, rounding_keys(slot, job.random) if job.plan.stochastic else None, "p")

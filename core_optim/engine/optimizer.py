@@ -97,8 +97,8 @@ class CoreOptimizer(Optimizer):
         rule = _rule(group)
         for i, parameter in enumerate(group["params"]):
             reason = rule.refuse(parameter, group)
-            if parameter.is_complex() and not isinstance(rule, ElementRule):
-                reason = f"{rule.title} has no update for complex numbers; use an element rule such as adamw"
+            if parameter.is_complex():
+                reason = _refuse_complex(rule, group) or reason
             if reason:
                 label = repr(group["name"]) + " " if "name" in group else ""
                 raise ValueError(
@@ -237,6 +237,14 @@ class CoreOptimizer(Optimizer):
             rule = _rule(group)
             if hasattr(rule, "exchange"):
                 rule.exchange(group, [(p, self.state[p]) for p in group["params"] if self.state.get(p)], mode)
+
+
+def _refuse_complex(rule: Rule, group: dict[str, Any]) -> str | None:
+    if not isinstance(rule, ElementRule):
+        return f"{rule.title} has no update for complex numbers; use an element rule such as adamw"
+    if group["complex"] == "modulus" and not rule.moduli:
+        return f"complex is 'modulus', allowed: real; {rule.title} treats real and imaginary parts apart"
+    return None
 
 
 def parameter_name(group: dict[str, Any], i: int) -> str:

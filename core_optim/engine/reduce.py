@@ -26,7 +26,7 @@ class Layout:
     """Where the part of a parameter lies that this process holds."""
 
     shape: tuple[int, ...]
-    """Shape of the whole parameter."""
+    """Shape of the whole parameter; a complex one has one more dimension of size 2."""
     groups: tuple[tuple[Any, int], ...] = ()
     """Process group and cut dimension, for each mesh dimension that cuts the parameter."""
     row_offset: int = 0
@@ -70,10 +70,14 @@ class Context:
         self.moduli = moduli
 
     def mean_square_(self, mean: Tensor, x: Tensor, beta: Any) -> Tensor:
-        """Mean <- beta mean + (1 - beta) x^2, in place; |x|^2 for both parts of a complex number on request."""
+        """Mean <- beta mean + (1 - beta) x^2, in place; with ``moduli`` |x|^2 for both parts."""
         if not self.moduli:
             return ema_product_(mean, x, x, beta)
-        return mean.lerp_(each(_squared_modulus, x), 1.0 - beta)
+        return mean.lerp_(each(_pair_sums, x * x), 1.0 - beta)
+
+    def agreement(self, a: Tensor, b: Tensor) -> Tensor:
+        """Numbers that are positive where a and b have the same sign; of moduli, angles below 90 degrees."""
+        return each(_pair_sums, a * b) if self.moduli else a * b
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over all elements of the parameter, 0-d."""
@@ -87,7 +91,7 @@ class Context:
         """Euclidean norm of the whole parameter, 0-d."""
         if self.layouts is None:
             if isinstance(x, Tensors):
-                return Tensors(torch._foreach_norm(x.items))  # type: ignore[return-value]
+                return Tensors(torch._foreach_norm(x.items))
             return x.square().sum().sqrt()
         return self.sum(x * x).sqrt()
 
@@ -102,7 +106,7 @@ class Context:
         """Whether the parameter has one element only, 0-d."""
         if isinstance(x, Tensors):
             sizes = [lay.numel for lay in self.layouts] if self.layouts else [t.numel() for t in x]
-            return Tensors([t.new_full((), n == 1, dtype=torch.bool) for t, n in zip(x, sizes)])  # type: ignore[return-value]
+            return Tensors([t.new_full((), n == 1, dtype=torch.bool) for t, n in zip(x, sizes)])
         return x.new_full((), x.numel() == 1, dtype=torch.bool)
 
     def row_sum(self, x_RC: Tensor) -> Tensor:
@@ -128,7 +132,7 @@ class Context:
 
         if isinstance(x, Tensors):
             sizes = [length(lay) for lay in self.layouts or map(_layout_of_view, x)]
-            return Tensors([c < delta / n**0.5 for c, n in zip(cosine, sizes)])  # type: ignore[return-value]
+            return Tensors([c < delta / n**0.5 for c, n in zip(cosine, sizes)])
         return cosine * (x.shape[1] if rows else x.numel()) ** 0.5 < delta
 
     def row_max(self, x_R1: Tensor) -> Tensor:
@@ -145,17 +149,14 @@ class Context:
             t.new_zeros(blocks, 1).index_add_(0, _owners(t, lay, blocks), t.sum(dim=1, keepdim=True))
             for t, lay in zip(x_RC.items, self.layouts)
         ]
-        total = self._over(Tensors(sums), dist.ReduceOp.SUM, lambda dim: True)  # type: ignore[arg-type]
-        return Tensors([s * (blocks / lay.numel) for s, lay in zip(total, self.layouts)])  # type: ignore[return-value]
+        total = self._over(Tensors(sums), dist.ReduceOp.SUM, lambda dim: True)
+        return Tensors([s * (blocks / lay.numel) for s, lay in zip(total, self.layouts)])
 
     def block_rows(self, v_B1: Tensor, x_RC: Tensor) -> Tensor:
         """The number of its block for each row that this process holds, (R, 1)."""
         if isinstance(x_RC, Tensors) and self.layouts is not None:
-            rows = [
-                v[_owners(t, lay, v.shape[0])]
-                for v, t, lay in zip(v_B1, x_RC, self.layouts)
-            ]
-            return Tensors(rows)  # type: ignore[return-value]
+            rows = [v[_owners(t, lay, v.shape[0])] for v, t, lay in zip(v_B1, x_RC, self.layouts)]
+            return Tensors(rows)
         return each(lambda v, t: v.repeat_interleave(t.shape[0] // v.shape[0], dim=0), v_B1, x_RC)
 
     def _divide(
@@ -163,7 +164,7 @@ class Context:
     ) -> Tensor:
         if isinstance(sums, Tensors):
             sizes = [whole(lay) for lay in self.layouts] if self.layouts else [part(t) for t in x]
-            return Tensors([s / max(n, 1) for s, n in zip(sums, sizes)])  # type: ignore[return-value]
+            return Tensors([s / max(n, 1) for s, n in zip(sums, sizes)])
         return sums / part(x)
 
     def _over(self, parts: Tensor, operation: Any, concerned: Callable[[int], bool]) -> Tensor:
@@ -190,9 +191,9 @@ def _layout_of_view(x_RC: Tensor) -> Layout:
     return Layout(tuple(x_RC.shape))
 
 
-def _squared_modulus(x: Tensor) -> Tensor:
-    pairs = x.reshape(-1, 2).square().sum(dim=1, keepdim=True)
-    return pairs.expand(-1, 2).reshape(x.shape)
+def _pair_sums(x: Tensor) -> Tensor:
+    """Sum of the real and the imaginary part's entries, for both."""
+    return x.reshape(-1, 2).sum(dim=1, keepdim=True).expand(-1, 2).reshape(x.shape)
 
 
 def _owners(x_RC: Tensor, layout: Layout, blocks: int) -> Tensor:

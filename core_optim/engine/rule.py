@@ -120,7 +120,7 @@ class ElementRule(Rule):
     sums: ClassVar[bool] = False
     """Whether it asks the context for sums, which a shard alone cannot give."""
     moduli: ClassVar[bool] = False
-    """Whether it can share second moments between real and imaginary parts."""
+    """Whether a turned phase of all gradients turns the steps, with second moments of the modulus."""
 
     def variant(self, shape: torch.Size, o: Mapping[str, Any], t: int) -> str:
         """Name of a case by shape, options and step; parameters of one call are all of one case."""

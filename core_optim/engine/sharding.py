@@ -28,8 +28,11 @@ def layout_of(x: Tensor) -> Layout:
     Raises:
         ValueError: If a parameter's first dimension is cut twice, or it is a sum that nobody has added up.
     """
+    shape = tuple(x.shape)
+    if x.is_complex():
+        shape = (*shape, 2) if shape else (1, 2)
     if not isinstance(x, DTensor):
-        return Layout(tuple(x.shape))
+        return Layout(shape)
     groups: list[tuple[Any, int]] = []
     offset, cut = 0, False
     for axis, placement in enumerate(x.placements):
@@ -48,7 +51,7 @@ def layout_of(x: Tensor) -> Layout:
             offset = min(
                 rows, x.device_mesh.get_local_rank(axis) * math.ceil(rows / x.device_mesh.size(axis))
             )
-    return Layout(tuple(x.shape), tuple(groups), offset)
+    return Layout(shape, tuple(groups), offset)
 
 
 def numbers_of(x: Tensor) -> Tensor | int:

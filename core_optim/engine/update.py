@@ -64,7 +64,7 @@ def element_step(
         u, ratio = u if isinstance(u, tuple) else (u, None)
         if plan.cautious:
             u = caution(u, g, x)
-        apply_update(plan, p_wide, u, h, ratio)
+        apply_update(plan, p_wide, u, h, x, ratio)
     for name, value in s.items():
         if s_wide[name] is not value:
             narrow_(value, s_wide[name], keys, name)
@@ -86,19 +86,21 @@ def caution(u: Tensor, g: Tensor, x: Context) -> Tensor:
 
     The rest is divided by the share of entries that stay, or by 1e-3 if fewer do.
     """
-    mask = each(lambda a, b: (a * b > 0).to(a.dtype), u, g)
+    mask = each(lambda a: (a > 0).to(a.dtype), x.agreement(u, g))
     share = x.mean(mask)
     if isinstance(share, Tensors):
         return u * mask / share.each(lambda t: t.clamp(min=1e-3))
     return u * mask / share.clamp(min=1e-3)
 
 
-def apply_update(plan: Plan, p: Tensor, u: Tensor, h: Mapping[str, Any], ratio: Any = None) -> None:
+def apply_update(
+    plan: Plan, p: Tensor, u: Tensor, h: Mapping[str, Any], x: Context, ratio: Any = None
+) -> None:
     """Decay and p <- p - lr step_scale u, in place; ``ratio`` scales the decay of each parameter."""
     lr, decay = h["lr"], h["weight_decay"]
     if plan.decay is not None and plan.decay != "coupled" and _present(decay):
         if plan.decay == "cautious":
-            axpy_(p, where(each(lambda a, b: a * b > 0, u, p), p, 0.0), -lr * decay)
+            axpy_(p, where(each(lambda a: a > 0, x.agreement(u, p)), p, 0.0), -lr * decay)
         elif plan.decay != "after":
             # a rate of 0 is a step that must change nothing, such as the one by which torch makes all states
             rate = decay * (lr != 0.0) if plan.decay == "independent" else lr * decay

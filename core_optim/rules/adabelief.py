@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from thalweg.core_optim.engine.ops import denominator, ema_, ema_product_
+from thalweg.core_optim.engine.ops import denominator, ema_
 from thalweg.core_optim.engine.options import FLAG, Option
 from thalweg.core_optim.engine.reduce import Context
 from thalweg.core_optim.engine.rule import (
@@ -33,6 +33,7 @@ s <- b2 s + (1 - b2) (g - m)^2 + eps
 p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
 rectify: instead lr rho_t m / (sqrt(s) + eps) of RAdam, and plain momentum while rho_t is undefined"""
     state_size = "2 (3 with amsgrad)"
+    moduli = True
     options: ClassVar[Mapping[str, Option]] = {
         **adam_options(eps=1e-16),
         "amsgrad": Option(False, FLAG, "divide by the largest variance so far; without effect if rectified"),
@@ -81,7 +82,7 @@ rectify: instead lr rho_t m / (sqrt(s) + eps) of RAdam, and plain momentum while
         """Mean over the root of the variance."""
         m = ema_(s["exp_avg"], g, h["beta1"])
         residual = g - m
-        variance = ema_product_(s["exp_avg_var"], residual, residual, h["beta2"]).add_(h["eps"])
+        variance = x.mean_square_(s["exp_avg_var"], residual, h["beta2"]).add_(h["eps"])
         if x.variant == "momentum":
             return m * 1.0
         if x.options["amsgrad"] and x.variant == "plain":

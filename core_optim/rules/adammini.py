@@ -32,6 +32,7 @@ p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
     state_size = "1 + a number per block"
     view = "rows"
     sums = True
+    moduli = True
     options: ClassVar[Mapping[str, Option]] = {
         **adam_options(),
         "block": Option(
@@ -68,7 +69,7 @@ p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
     ) -> Tensor:
         """Momentum over the root of its block's second moment."""
         m = ema_(s["exp_avg"], g, h["beta1"])
-        v, square = s["exp_avg_sq"], g * g
+        v, square = s["exp_avg_sq"], x.agreement(g, g)
         if x.variant == "tensor":
             square = x.mean(square)
         elif x.variant == "rows":

@@ -33,6 +33,7 @@ lion: p <- p (1 - lr wd) - lr sign(m)
 tensors that are not matrices: AdamW with lr lr_ratio_1d, betas_1d and weight_decay_1d"""
     state_size = "3"
     sums = True
+    moduli = True
     options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(3e-3, at_least(0.0), "learning rate"),
         "betas": Option((0.95, 0.99), BETAS, "decay rates of the first and second moment"),
@@ -45,6 +46,12 @@ tensors that are not matrices: AdamW with lr lr_ratio_1d, betas_1d and weight_de
         "betas_1d": Option((0.9, 0.95), BETAS, "decay rates for other tensors"),
         "weight_decay_1d": Option(0.1, at_least(0.0), "weight decay of other tensors"),
     }
+
+    def refuse(self, parameter: Tensor, o: Mapping[str, Any]) -> str | None:
+        """Lion's sign is one of real numbers."""
+        if o["variant"] == "lion" and o["complex"] == "modulus" and parameter.is_complex():
+            return "complex is 'modulus', allowed with variant lion: real"
+        return None
 
     def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
         """Two moments, and the previous gradient of a matrix."""

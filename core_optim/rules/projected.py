@@ -66,6 +66,7 @@ class AdamP(ElementRule):
     state_size = "2"
     view = "rows"
     sums = True
+    moduli = True
     options: ClassVar[Mapping[str, Option]] = {**adam_options(), **PROJECTION}
 
     def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
@@ -108,6 +109,7 @@ class SGDP(ElementRule):
     state_size = "1"
     view = "rows"
     sums = True
+    moduli = True
     options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(1e-3, at_least(0.0), "learning rate"),
         "momentum": Option(0.0, share(), "decay rate mu of the momentum"),

@@ -30,6 +30,7 @@ class ScheduleFreeAdamW(ElementRule):
 lr_t = lr min(1, t / warmup_steps),   c = w_t / sum w,   w_t = t^r max(lr_1..t)^weight_lr_power
 z <- z - lr_t d,   x <- (1 - c) x + c z,   y = b1 x + (1 - b1) z"""
     state_size = "2"
+    moduli = True
     options: ClassVar[Mapping[str, Option]] = {
         **adam_options(lr=2.5e-3),
         "warmup_steps": Option(0, integer(0), "steps of linear warm-up"),

@@ -25,6 +25,7 @@ class SGD(ElementRule):
 p <- p - lr b                  (nesterov: p <- p - lr (g + mu b))"""
     state_size = "1 (0 without momentum)"
     decay = "coupled"
+    moduli = True
     options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(1e-3, at_least(0.0), "learning rate"),
         "momentum": Option(0.0, share(), "decay rate mu of the momentum"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from optim_cases import SHAPES, Case, cases
+from optim_cases import SHAPES, SPECTRAL, Case, cases, element_rules
 from optim_processes import TRAINED, WIDE, alone, run, trained
 from torch import Tensor
 
@@ -21,6 +21,9 @@ gradients are exact, and matrix rules see whole matrices.
 
 CASES = {case.label: case for case in cases()}
 KINDS = ("fsdp", "columns", "hybrid", "rounded", "rounded columns")
+RUNS = [(kind, label) for kind in KINDS for label in CASES]
+# matrix rules refuse complex parameters
+RUNS += [("complex", label) for label, case in CASES.items() if case.rule in element_rules()]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @cache
 def one_process(label: str, kind: str) -> dict[str, Any]:
+    if kind == "complex":
+        return alone(CASES[label], SPECTRAL, torch.complex64)
     shapes = WIDE if "columns" in kind else SHAPES
     if kind.startswith("rounded"):
         return alone(CASES[label], shapes, torch.bfloat16, stochastic_rounding=True)
@@ -39,6 +44,8 @@ def one_process(label: str, kind: str) -> dict[str, Any]:
 def assert_near(got: Tensor, wanted: Tensor, rule: str) -> None:
     assert got.dtype == wanted.dtype
     assert got.shape == wanted.shape
+    if wanted.is_complex():
+        got, wanted = torch.view_as_real(got), torch.view_as_real(wanted)
     if rule not in ROUNDING or not wanted.is_floating_point():
         assert torch.equal(got, wanted)
     elif wanted.numel():
@@ -46,8 +53,7 @@ def assert_near(got: Tensor, wanted: Tensor, rule: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=0.0, atol=ROUNDING[rule] * scale)
 
 
-@pytest.mark.parametrize("label", CASES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "label"), RUNS)
 def test_cut_parameters_take_the_steps_of_whole_ones(found: list[Any], kind: str, label: str) -> None:
     wanted, rule = one_process(label, kind), CASES[label].rule
     for process in found:

@@ -84,16 +84,26 @@ def cases() -> list[Case]:
     return found
 
 
+SPECTRAL: Shapes = {"odd": (5, 3), "vector": (3,)}
+"""Shapes of complex parameters."""
+
+
 def weights(shapes: Shapes = SHAPES, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Multiples of 1/64 of at most 8 bits, which bf16 holds."""
     source = torch.Generator().manual_seed(1)
-    return {k: torch.randint(-120, 121, s, generator=source).to(dtype) / 64 for k, s in shapes.items()}
+    return {k: _whole_numbers(s, source, dtype) / 64 for k, s in shapes.items()}
 
 
 def gradients(step: int, shapes: Shapes = SHAPES, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The same for every process, of at most 8 bits."""
     source = torch.Generator().manual_seed(100 + step)
-    return {k: torch.randint(-120, 121, s, generator=source).to(dtype) / 128 for k, s in shapes.items()}
+    return {k: _whole_numbers(s, source, dtype) / 128 for k, s in shapes.items()}
+
+
+def _whole_numbers(shape: tuple[int, ...], source: torch.Generator, dtype: torch.dtype) -> Tensor:
+    if dtype.is_complex:
+        return torch.view_as_complex(_whole_numbers((*shape, 2), source, dtype.to_real()))
+    return torch.randint(-120, 121, shape, generator=source).to(dtype)
 
 
 def make(case: Case, named: Iterable[tuple[str, Tensor]], **options: Any) -> CoreOptimizer:

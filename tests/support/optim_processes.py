@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from optim_cases import SHAPES, Case, Shapes, cases, gradients, make, weights
+from optim_cases import SHAPES, SPECTRAL, Case, Shapes, cases, element_rules, gradients, make, weights
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -167,6 +167,8 @@ def work(rank: int, port: int, folder: str) -> None:
         record("rounded", case, sharded, SHAPES, half, fsdp, stochastic_rounding=True)
         record("rounded columns", case, sharded, WIDE, half, cut(line, [Shard(1)]), stochastic_rounding=True)
         record("rounded ddp", case, replicated, SHAPES, half, stochastic_rounding=True)
+        if case.rule in element_rules():
+            record("complex", case, sharded, SPECTRAL, torch.complex64, cut(line, [Shard(0)]))
     record("compiled", Case("lion"), sharded, SHAPES, single, fsdp, compile=True)
     for rule in TRAINED:
         record("trained", Case(rule), trained, slice(4 * rank, 4 * rank + 4), shard_layers(line))
