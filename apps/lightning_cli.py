@@ -15,7 +15,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from thalweg.apps.callbacks import OptimizerTable, SafeStop
 from thalweg.apps.checkpoint_io import SafeCheckpointIO
 from thalweg.apps.optim_callbacks import SAMGuard, ScheduleFreeMode
-from thalweg.apps.optim_callbacks import SAMGuard, ScheduleFreeMode
 from thalweg.apps.trainer_cli import COMMANDS, trainer_defaults
 from thalweg.apps.zeroth_order import ZerothOrder
 

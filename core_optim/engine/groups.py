@@ -62,7 +62,7 @@ def complete_group(
 
     name = group.get("rule", own_rule)
     rule = lookup(name)
-    options = {**COMMON, **rule.options}
+    options = {**rule.options, **{k: v for k, v in COMMON.items() if k not in rule.options}}
     given = {k: v for k, v in group.items() if k not in LABELS}
     label = f"{owner} {group['name']!r}" if "name" in group else owner
     inherited = {k: v for k, v in own_options.items() if name == own_rule or k in COMMON}

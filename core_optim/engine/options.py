@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -129,7 +130,9 @@ def resolve(owner: str, options: Mapping[str, Option], given: Mapping[str, Any])
         ValueError: For an unknown option or a value that is not allowed.
     """
     if unknown := sorted(set(given) - set(options)):
-        raise ValueError(f"{owner}: option {unknown[0]!r} is unknown, allowed: {', '.join(options)}")
+        near = difflib.get_close_matches(unknown[0], options, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{owner}: option {unknown[0]!r} is unknown, allowed: {', '.join(options)}{hint}")
     found = {}
     for name, option in options.items():
         value = given.get(name, option.default)
