@@ -14,7 +14,7 @@ SMALL = 1 << 14
 
 
 def batches(tensors: Sequence[Tensor], keys: Sequence[Hashable]) -> list[list[int]]:
-    """Numbers of the tensors that go together: of one key and within the budget; large ones on a CPU alone."""
+    """Numbers of tensors that go together: of one key, within the budget, on a CPU large ones alone."""
     groups: dict[Hashable, list[int]] = {}
     for number, key in enumerate(keys):
         groups.setdefault(key, []).append(number)

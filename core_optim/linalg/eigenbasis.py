@@ -1,8 +1,8 @@
 """Eigenbases of SOAP: products along modes, averages of outer products, and one step of power iteration.
 
 Shapes: B batch, d_1 ... d_n the modes of a tensor.  Each mode has an average of outer products GG (B, d, d)
-and an orthogonal basis Q (B, d, d) whose columns are its eigenvectors by falling eigenvalue, or None where the
-mode is left alone.  Source: Vyas et al. 2024, arXiv:2409.11321, algorithm 3, and nikhilvyas/SOAP.
+and an orthogonal basis Q (B, d, d) whose columns are its eigenvectors by falling eigenvalue, or None where it
+is left alone.  Source: Vyas et al. 2024, arXiv:2409.11321, algorithm 3, and nikhilvyas/SOAP.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The orthogonal factor of a square matrix by blocked Householder reflections.
 
 For single matrices on a CPU: all work but that of narrow panels is matrix products, which are faster than the
-LAPACK routines behind ``torch.linalg.qr``.  Each panel of reflections is kept as I - V T Vᵀ (Schreiber and Van
-Loan 1989).
+LAPACK routines behind ``torch.linalg.qr``.  Each panel of reflections is kept as I - V T Vᵀ (Schreiber and
+Van Loan 1989).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Orthogonalisation of matrices by the quintic Newton-Schulz iteration of Muon.
 
-Shapes: B batch, M rows, N columns; inside, matrices lie so that M <= N.  A step on X with ‖X‖_F <= 1 is
+Shapes: B batch, M rows, N columns, written for M <= N.  A step on X with ‖X‖_F <= 1 is
 
     A = X Xᵀ,   X <- a X + (b A + c A²) X,   that is   s <- a s + b s³ + c s⁵   for each singular value s.
 
@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from thalweg.core_optim.linalg.batching import batches
 from thalweg.core_optim.linalg.symmetric import multiply_add, symmetric_product
 
 Coefficients = tuple[float, float, float]
@@ -93,21 +95,32 @@ def newton_schulz(
             newton_schulz(one, steps, eps=eps, dtype=dtype, coefficients=coefficients, gram=gram) for one in x
         ]
         return torch.stack(ones)
-    tall = x.shape[-2] > x.shape[-1]
-    y = x.mT if tall else x
-    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp_min(eps)
-    y = (y / norm).to(dtype or x.dtype).contiguous()
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(eps)
+    y = torch.div(x, norm, out=torch.empty_like(x, dtype=dtype or x.dtype))
     schedule = [coefficients[min(k, len(coefficients) - 1)] for k in range(steps)]
+    short, long = sorted(x.shape[-2:])
     if gram is None:
-        gram = y.shape[-2] >= PAYS_FROM and y.shape[-1] >= WIDE * y.shape[-2]
+        gram = short >= PAYS_FROM and long >= WIDE * short
     first = _gram_steps(schedule) if gram else 0
     if first:
         y = _steps_on_gram(y, schedule[:first])
     for a, b, c in schedule[first:]:
-        g = symmetric_product(y, y.mT)
-        s = symmetric_product(g, g, g, alpha=c, beta=b)
-        y = multiply_add(s, y, y, beta=a)
-    return (y.mT if tall else y).to(x.dtype)
+        g = _gram(y)
+        y = _apply(symmetric_product(g, g, g, alpha=c, beta=b), y, a)
+    return y.to(x.dtype)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """X Xᵀ, or Xᵀ X of tall matrices, which need not be turned for it."""
+    x = x.mT if x.shape[-2] > x.shape[-1] else x
+    return symmetric_product(x, x.mT)
+
+
+def _apply(s: Tensor, x: Tensor, a: float) -> Tensor:
+    """(a I + S) X, or X (a I + S) of tall matrices."""
+    if x.shape[-2] > x.shape[-1]:
+        return multiply_add(x, s, x, beta=a)
+    return multiply_add(s, x, x, beta=a)
 
 
 def _gram_steps(schedule: Sequence[Coefficients]) -> int:
@@ -126,7 +139,7 @@ def _steps_on_gram(x: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
     With B = a I + S, S = b G + c G²:  G <- B G B  and  (q I + R) <- B (q I + R), all symmetric and commuting.
     The multiple of the identity is kept apart, so that bf16 rounds only R.
     """
-    g = symmetric_product(x, x.mT)
+    g = _gram(x)
     q, r = 1.0, None
     for k, (a, b, c) in enumerate(schedule):
         s = symmetric_product(g, g, g, alpha=c, beta=b)
@@ -136,7 +149,7 @@ def _steps_on_gram(x: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
             h = symmetric_product(s, g, g, beta=a)
             g = symmetric_product(s, h, h, beta=a)
     assert r is not None
-    return multiply_add(r, x, x, beta=q)
+    return _apply(r, x, q)
 
 
 def polar_factor(x: Tensor) -> Tensor:
@@ -166,3 +179,26 @@ def muon_scale(rows: int, columns: int, convention: str) -> float:
         case "none":
             return 1.0
     raise ValueError(f"adjust_lr is {convention!r}, allowed: original, match_rms_adamw, spectral, none")
+
+
+def orthogonalise(matrices: Sequence[Tensor], choice: str, **options: Any) -> list[Tensor]:
+    """Newton-Schulz on many matrices (M, N), those of one oriented shape in batches.
+
+    Args:
+        matrices: Of any shapes, on one device and in one dtype.
+        choice: Number type of the iteration, see `iteration_dtype`.
+        options: Passed on to `newton_schulz`.
+    """
+    flat = [x.mT if x.shape[0] > x.shape[1] else x for x in matrices]
+    found: list[Tensor] = list(matrices)
+    for numbers in batches(flat, [x.shape for x in flat]):
+        one = flat[numbers[0]]
+        dtype = iteration_dtype(choice, one)
+        if len(numbers) == 1:
+            found[numbers[0]] = newton_schulz(matrices[numbers[0]], dtype=dtype, **options)
+            continue
+        results = newton_schulz(torch.stack([flat[n] for n in numbers]), dtype=dtype, **options)
+        for number, result in zip(numbers, results):
+            tall = matrices[number].shape[0] > matrices[number].shape[1]
+            found[number] = result.mT if tall else result
+    return found
