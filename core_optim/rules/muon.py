@@ -27,7 +27,7 @@ CONVENTIONS = ("original", "match_rms_adamw", "spectral", "none")
 NS_DTYPE = Option(
     "auto",
     choice("auto", *DTYPES),
-    "number type of the iteration; auto: bf16 for fp32 matrices of 128 or more rows and columns where it is fast",
+    "number type of the iteration; auto: bf16 for fp32 matrices from 128 x 128 on where it is fast",
 )
 
 
@@ -41,8 +41,8 @@ def _rows(value: Any) -> tuple[int, ...]:
 class Muon(MatrixRule):
     """Muon; see the equations.
 
-    For hidden matrices and convolutions (as out x rest); embeddings, heads, norms and biases want another rule.
-    Matrices of the same shape, or of that of the transpose, are iterated in batches on GPUs.
+    For hidden matrices and convolutions (as out x rest); embeddings, heads, norms and biases want another
+    rule. Matrices of the same shape, or of that of the transpose, are iterated in batches on GPUs.
     """
 
     name = "muon"
@@ -81,7 +81,7 @@ heads, split: X and s by blocks of rows"""
     def refuse(self, parameter: Tensor, o: Mapping[str, Any]) -> str | None:
         """Matrices and convolutions only, and blocks must fit."""
         if parameter.ndim < 2:
-            return "Muon is for matrices and convolutions; give vectors and scalars to another rule such as adamw"
+            return "Muon is for matrices and convolutions; give the rest to another rule such as adamw"
         rows = parameter.shape[0]
         if o["split"] is not None and sum(o["split"]) != rows:
             return f"split {list(o['split'])} sums to {sum(o['split'])}, but there are {rows} rows"
@@ -122,5 +122,5 @@ def _blocks(x: Tensor, o: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _scaled(x: Tensor, convention: str) -> Tensor:
-    scale = muon_scale(*x.shape, convention)
+    scale = muon_scale(x.shape[0], x.shape[1], convention)
     return x if scale == 1.0 else x.mul_(scale)
