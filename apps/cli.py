@@ -54,6 +54,7 @@ VERBS: dict[str, tuple[str | SubVerbs, str]] = {
         "Lightning checkpoint -> Hugging Face folder, optionally pushed",
     ),
     "import": ("thalweg.apps.export:import_", "published checkpoint -> verified local folder"),
+    "ema": ("thalweg.apps.ema_profiles:ema", "weights averaged over any stretch of a run, afterwards"),
     "demo": ("thalweg.apps.demo:demo", "the whole story on two CPU cores, with a report"),
 }
 # verbs that do something else where an option is given: verb -> {option: target}

@@ -7,6 +7,9 @@ Mathematics of Karras et al. 2024 (arXiv:2312.02696), section 3 and appendix C. 
 says how much the weights of time tau count in the average. Averages are linear in the weights, so the mixture
 of snapshots whose mixed profile is nearest to a wanted one, by least squares, is the best stand-in for its
 average. Weights that stay the same between two updates make the recursion of `beta` exact.
+
+Unlike the paper we let shares add up to 1: weights move little about large means, which a mixture should
+leave alone.
 """
 
 from __future__ import annotations
@@ -72,7 +75,7 @@ def product(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 
 def coefficients(profiles: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> Tensor:
-    """Share of each snapshot in a wanted average, (N,) in float64, and with it the least squared error.
+    """Share of each snapshot in a wanted average, (N,) in float64, adding up to 1, of least squared error.
 
     Args:
         profiles: (gamma, time) of each snapshot.
@@ -91,8 +94,10 @@ def coefficients(profiles: Sequence[tuple[float, float]], wanted: tuple[float, f
     norms = torch.tensor([product(p, p) for p in scaled], dtype=torch.float64).sqrt()
     gram = torch.tensor([[product(p, q) for q in scaled] for p in scaled], dtype=torch.float64)
     right = torch.tensor([product(p, goal) for p in scaled], dtype=torch.float64)
-    gram = gram / norms / norms[:, None]
-    solution = torch.linalg.lstsq(gram, (right / norms)[:, None], driver="gelsd").solution[:, 0]
+    gram, ones = gram / norms / norms[:, None], 1.0 / norms
+    both = torch.linalg.lstsq(gram, torch.stack([right / norms, ones], dim=1), driver="gelsd").solution
+    free, fix = both.unbind(dim=1)
+    solution = free + fix * (1.0 - free @ ones) / (fix @ ones)
     shares = torch.zeros(len(profiles), dtype=torch.float64)
     shares[usable] = solution / norms
     return shares
