@@ -73,7 +73,7 @@ class ZerothOrder(L.Callback):
         """
         self.optimizer = None
         found = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, MeZO)]
-        if not found:
+        if not found or self is not in_charge(trainer):
             return
         self.optimizer = found[0]
         check(trainer, pl_module, self.optimizer)
@@ -156,6 +156,13 @@ class ZerothOrder(L.Callback):
     def _undo(self) -> None:
         while self.restore:
             self.restore.pop()()
+
+
+def in_charge(trainer: L.Trainer) -> ZerothOrder:
+    """The callback that acts: every run of the command line has one, and one with options takes its place."""
+    found = [callback for callback in trainer.callbacks if isinstance(callback, ZerothOrder)]
+    given = [one for one in found if one.host_dtype is not None or one.backend is not None]
+    return (given or found)[0]
 
 
 def check(trainer: L.Trainer, module: L.LightningModule, optimizer: MeZO) -> None:

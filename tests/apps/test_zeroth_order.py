@@ -259,6 +259,16 @@ def test_zo2_refuses_more(options: dict[str, Any], reason: str) -> None:
         check(*refused(**options), ZO2([nn.Parameter(torch.zeros(1))]))
 
 
+def test_a_callback_with_options_replaces_the_one_of_every_run(tmp_path: Path) -> None:
+    model = Small(ZO2, dropout=0.0)
+    run = loop(tmp_path, 3, callbacks=[ZerothOrder(host_dtype="bfloat16")])
+    found: list[torch.dtype] = []
+    model.on_train_batch_end = lambda *_: found.append(model.network[1][0][0].weight.dtype)  # type: ignore[method-assign]
+    run.fit(model, loaders(), loaders())
+    assert found == [torch.bfloat16] * 3
+    assert model.network[1][0][0].weight.dtype == torch.float32
+
+
 def test_accumulation_is_refused_in_a_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="accumulate_grad_batches is 2"):
         fit(tmp_path, Small(), accumulate_grad_batches=2)
