@@ -45,6 +45,7 @@ class Muon(MatrixRule):
     rule. Matrices of the same shape, or of that of the transpose, are iterated in batches on GPUs.
     """
 
+    outside: ClassVar[Mapping[str, Any]] = {}
     name = "muon"
     title = "Muon"
     summary = "Momentum whose matrices are replaced by nearly orthogonal ones, by Newton-Schulz iteration"
