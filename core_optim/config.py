@@ -49,7 +49,7 @@ def _check_hyperparameters(
     _require(eps is None or eps > 0.0, owner, "eps", eps, "a number > 0")
 
 
-Kind = Literal["norm", "bias", "embedding", "head", "lora_a", "lora_b", "vector", "matrix", "conv"]
+Kind = Literal["norm", "bias", "embedding", "head", "table", "lora_a", "lora_b", "vector", "matrix", "conv"]
 """What a parameter is for, told by its module (``thalweg.core_optim.kinds``)."""
 
 

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 LORA_A = re.compile(r"lora_(embedding_)?A\b|lora\.down\b")
 LORA_B = re.compile(r"lora_(embedding_)?B\b|lora\.up\b")
-SPECIAL = frozenset({"norm", "bias", "embedding", "head", "vector"})
+MAPS = (*WEIGHTED, nn.MultiheadAttention, nn.Bilinear)
+HEADS = ("recovery", "unembed", "finallayer", "lmhead")
+"""Parts of the names of classes that lead out of a network, in lower case."""
+SPECIAL = frozenset({"norm", "bias", "embedding", "head", "table", "vector"})
 """Kinds that the rules for hidden matrices are not for."""
 
 
@@ -23,7 +26,8 @@ def kinds_of(module: nn.Module) -> dict[Tensor, set[str]]:
     norm       in a module whose class is a norm, the maps of a conditional norm included
     bias       called bias
     embedding  in nn.Embedding or a class called ...Embed..., or the first linear map or convolution
-    head       in the last linear map or convolution, in the order of definition
+    head       in the last linear map or convolution, in the order of definition, or a class such as FinalLayer
+    table      of two or more dimensions, of no linear map, convolution or attention: positions, queries, ...
     lora_a, lora_b   the two factors of a low-rank adapter of peft or diffusers
     vector     at most one dimension
     matrix     two dimensions;   conv   more
@@ -40,13 +44,15 @@ def kinds_of(module: nn.Module) -> dict[Tensor, set[str]]:
             kinds.add("norm")
         if own == "bias" or own.endswith("_bias"):
             kinds.add("bias")
+        if parameter.dim() > 1 and not isinstance(modules[path], (*MAPS, nn.Embedding)):
+            kinds.add("table")
         low_rank = [kind for kind, word in (("lora_a", LORA_A), ("lora_b", LORA_B)) if word.search(name)]
         kinds.update(low_rank)
         if low_rank:
             continue
         if path == first or any("embed" in owner.lower() for owner in owners):
             kinds.add("embedding")
-        if path == last:
+        if path == last or any(word in owner.lower() for owner in owners for word in HEADS):
             kinds.add("head")
     return found
 
