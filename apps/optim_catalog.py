@@ -32,17 +32,27 @@ class Wrapper:
     """A method around an optimizer or a training loop."""
 
     target: str
-    """Module under thalweg.core_optim, and class."""
+    """Module under thalweg.core_optim, and class or function."""
     kind: str
     state: str
     source: str
     decay: str = "of its base"
+    theory: str = ""
+    """Module under thalweg.core_optim whose first lines have the equations, if the class has not."""
 
-    def load(self) -> type:
-        """The class."""
+    def load(self) -> Any:
+        """The class or function."""
         module, _, name = self.target.partition(":")
-        found: type = getattr(importlib.import_module(f"thalweg.core_optim.{module}"), name)
-        return found
+        return getattr(importlib.import_module(f"thalweg.core_optim.{module}"), name)
+
+    def about(self) -> str:
+        """Equations and description, without the arguments."""
+        parts = [inspect.getdoc(self.load()) or ""]
+        if self.theory:
+            module = importlib.import_module(f"thalweg.core_optim.{self.theory}")
+            parts.insert(0, (inspect.getdoc(module) or "").partition("\n\nShapes:")[0])
+        shown = (part.partition("\nArgs:")[0].partition("\nRaises:")[0] for part in parts)
+        return "\n\n".join(map(str.rstrip, shown))
 
 
 WRAPPERS = {
@@ -51,6 +61,20 @@ WRAPPERS = {
         "wrapper, 2 gradients a step",
         "base + 1 during a step",
         "Foret et al. 2021, arXiv:2010.01412; ASAM: Kwon et al. 2021, arXiv:2102.11600",
+    ),
+    "saf": Wrapper(
+        "trajectory_store:TrajectoryStore",
+        "loss term, outputs of past epochs",
+        "outputs of a few epochs, on the host",
+        "Du et al. 2022, arXiv:2205.14083",
+        theory="trajectory",
+    ),
+    "mesa": Wrapper(
+        "trajectory:distance_to_past",
+        "loss term, outputs of averaged weights",
+        "1",
+        "Du et al. 2022, arXiv:2205.14083",
+        theory="trajectory",
     ),
     "mezo": Wrapper(
         "mezo:MeZO",

@@ -92,7 +92,7 @@ def _explain_rule(rule: Any) -> None:
 def _explain_wrapper(name: str, wrapper: Any) -> None:
     cls = wrapper.load()
     print(f"{cls.__name__} ({name}): {wrapper.kind}; state {wrapper.state}\nsource: {wrapper.source}\n")
-    print(_indented((inspect.getdoc(cls) or "").partition("\nArgs:")[0].rstrip()) + "\n")
+    print(_indented(wrapper.about()) + "\n")
     docs = _documented(inspect.getdoc(cls) or "")
     rows = [
         (key, "" if p.default is p.empty else _show(p.default), "", docs.get(key, ""))

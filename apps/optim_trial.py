@@ -57,7 +57,7 @@ class Outcome:
     state_bytes: int = 0
     parameter_bytes: int = 0
     curve: list[float] = field(default_factory=list)
-    """Training losses, at equal distances."""
+    """Training losses at equal distances, those of a run that diverged up to there."""
 
     @property
     def value(self) -> float:
@@ -97,7 +97,7 @@ def run(problem: Problem, trial: Trial) -> Outcome:
         step_cpu_s=total - sum(spent),
         state_bytes=state_bytes(optimizer),
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        curve=losses[:: max(1, trial.steps // POINTS)] if trial.split == "test" else [],
+        curve=[x for x in losses[:: max(1, trial.steps // POINTS)] if math.isfinite(x)],
     )
 
 

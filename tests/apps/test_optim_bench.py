@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from thalweg.apps import optim_trial
 from thalweg.apps.cli import main
-from thalweg.apps.optim_problems import PROBLEMS
+from thalweg.apps.optim_problems import PROBLEMS, Split
 from thalweg.apps.optim_report import Row, markdown, mean_ranks, protocol
 from thalweg.apps.optim_trial import Archive, Outcome, Trial, make_optimizer
 from thalweg.apps.optim_tuning import WIDEST, Point, at_edge, best, next_point
@@ -163,8 +163,9 @@ def test_ladder_is_written_and_continues(
     assert [r["scores"] for r in again["rows"]] == [r["scores"] for r in first["rows"]]
 
 
-def test_a_run_that_diverges_is_kept_as_such(tmp_path: Path) -> None:
-    trial = Trial("rosenbrock", "sgd", 12, 0.0, 0, 20, "valid")
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_run_that_diverges_is_kept_as_such(split: Split, tmp_path: Path) -> None:
+    trial = Trial("rosenbrock", "sgd", 12, 0.0, 0, 20, split)
     assert Archive(tmp_path).get(PROBLEMS["rosenbrock"], trial).value == math.inf
     assert Archive(tmp_path).found[trial].score is None
 
