@@ -1,6 +1,7 @@
 """SAM, schedule-free optimizers, SAF and MESA in fits of real modules, and what is refused."""
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from poseidon_runs import QUIET, data, module, scot, trainer, write_data
+from poseidon_runs import QUIET, data, fit_config, module, scot, trainer, write_data
 from torch import Tensor
 from torch.optim import Optimizer
 
+from thalweg.apps import cli
 from thalweg.apps.callbacks import EMA
 from thalweg.apps.loss_term import plus, tensor_of
 from thalweg.apps.optim_callbacks import SAMGuard, ScheduleFreeMode, SharpnessAware
@@ -385,3 +388,33 @@ def test_what_networks_and_training_steps_return() -> None:
     assert plus(None, x.sum()) is None
     with pytest.raises(ValueError, match="a dict has no outputs to compare"):
         tensor_of({"a": x})
+
+
+def test_a_configuration_names_them(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run of the command line with each; the callbacks that every run has do their part."""
+    monkeypatch.chdir(tmp_path)
+    config = fit_config(folder, tmp_path)
+    config["data"]["init_args"] |= {"datasets": ["NS-Sines"], "max_num_time_steps": 2, "time_step_size": 2}
+    config["trainer"] |= {"limit_train_batches": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
+    terms = "thalweg.apps.trajectory_callbacks."
+    chosen = {
+        "sam": ("thalweg.apps.optim_callbacks.SharpnessAware", {"adaptive": True, "rho": 0.5}),
+        "saf": (f"{terms}SAFTerm", {"start_epoch": 0, "lag": 1}),
+        "mesa": (f"{terms}MESATerm", {"start_epoch": 0, "decay": 0.9}),
+    }
+    for name, (path, options) in chosen.items():
+        run = copy.deepcopy(config)
+        run["trainer"]["logger"]["init_args"]["version"] = name
+        run["trainer"]["callbacks"].append({"class_path": path, "init_args": options})
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(run))
+        cli.main(["fit", "--config", f"{name}.yaml"])
+        table = (tmp_path / "run" / name / "metrics.csv").read_text()
+        assert name == "sam" or f"train/{name}" in table
+    weights = [stored(tmp_path / "run" / name / "checkpoints" / "last.ckpt", "raw") for name in chosen]
+    assert not any(equal(one, other) for one, other in itertools.combinations(weights, 2))
+    config["model"]["init_args"]["optim"] |= {"name": "schedulefree_adamw", "schedule": {"name": "constant"}}
+    config["trainer"]["callbacks"].pop()
+    (tmp_path / "free.yaml").write_text(yaml.safe_dump(config))
+    cli.main(["fit", "--config", "free.yaml"])
+    last = tmp_path / "run" / "one" / "checkpoints" / "last.ckpt"
+    assert not equal(stored(last, "raw"), stored(last, "ema"))
