@@ -266,6 +266,7 @@ class MeZO(Optimizer):
         super().load_state_dict(state_dict)
         self.steps_done = int(state_dict[KEY]["step"])
         self.seed = int(state_dict[KEY]["seed"])
+        self.ranks_agree = False
 
     def __getstate__(self) -> dict[str, Any]:
         names = (

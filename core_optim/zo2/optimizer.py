@@ -65,6 +65,16 @@ class ZO2(MeZO):
         self.streamed: Streamed | None = None
         super().__init__(params, lr, eps, weight_decay, **kwargs)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, checked; see :meth:`MeZO.add_param_group`.
+
+        Raises:
+            ValueError: If a network is attached, whose blocks are laid out already.
+        """
+        if self.streamed is not None:
+            raise ValueError("ZO2 has a network already: detach it before adding a group")
+        super().add_param_group(param_group)
+
     def attach(
         self,
         network: nn.Module,

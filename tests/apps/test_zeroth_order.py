@@ -191,6 +191,20 @@ def test_poseidon_trains_without_gradients(
     assert all(p.grad is None for p in network.parameters())
 
 
+@pytest.mark.dist
+def test_two_processes_under_lightning_stay_equal_bitwise(tmp_path: Path) -> None:
+    from poseidon_processes import run
+    from zeroth_processes import fit_mezo_ddp
+
+    write_data(tmp_path, "NS-Sines")
+    first, second = run(fit_mezo_ddp, tmp_path)
+    assert first["steps"] == second["steps"] == 3
+    assert first["gradient"] == second["gradient"] != 0.0
+    start = scot(seed=0).state_dict()
+    assert any(not torch.equal(start[key], value) for key, value in first["weights"].items())
+    assert all(torch.equal(second["weights"][key], value) for key, value in first["weights"].items())
+
+
 def test_a_second_fit_may_use_gradients_again(tmp_path: Path) -> None:
     model = Small(dropout=0.0)
     callback = ZerothOrder()

@@ -95,10 +95,10 @@ def test_mean_over_directions_is_the_gradient() -> None:
     """E[(z . g) z] = g; the standard error over n draws is about |g| sqrt(2 / n)."""
     p = nn.Parameter(torch.zeros(5, dtype=torch.float64))
     gradient = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0], dtype=torch.float64)
-    optimizer = MeZO([p], lr=1.0, eps=0.1, num_directions=4000)
+    optimizer = MeZO([p], lr=1.0, eps=0.1, num_directions=1000)
     optimizer.step(lambda: p @ gradient)
     torch.testing.assert_close(
-        -p.detach(), gradient, rtol=0.0, atol=4 * gradient.norm().item() * (2 / 4000) ** 0.5
+        -p.detach(), gradient, rtol=0.0, atol=4 * gradient.norm().item() * (2 / 1000) ** 0.5
     )
 
 

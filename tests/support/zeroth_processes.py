@@ -49,6 +49,22 @@ def work(rank: int, port: int, folder: str) -> None:
     os._exit(0)  # a late thread of gloo may want the interpreter while it shuts down, and aborts the process
 
 
+def fit_mezo_ddp(folder: Path) -> dict:
+    """Weights of a rank after three steps under Lightning; for the processes of ``poseidon_processes``."""
+    from lightning.pytorch.strategies import DDPStrategy
+    from poseidon_runs import data, module, scot, trainer
+
+    from thalweg.apps.zeroth_order import ZerothOrder
+    from thalweg.core_optim.config import OptimConfig
+
+    options = {"strategy": DDPStrategy(), "devices": WORLD, "callbacks": [ZerothOrder()]}
+    loop = trainer(folder, max_steps=3, val_check_interval=3, **options)
+    model = module(scot(seed=loop.global_rank), optim=OptimConfig(name="mezo", lr=1e-5, eps=1e-3))
+    loop.fit(model, datamodule=data(folder, "NS-Sines"))
+    gradient = float(loop.callback_metrics["train/projected_gradient"])
+    return {"weights": dict(model.network.state_dict()), "gradient": gradient, "steps": loop.global_step}
+
+
 def run(folder: Path) -> list[dict]:
     """What each of the processes has found."""
     with socket.socket() as probe:
