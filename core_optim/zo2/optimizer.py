@@ -107,16 +107,9 @@ class ZO2(MeZO):
         _refuse_compiled(network)
         entries = {id(entry.parameter): entry for entry in self.entries()}
         place = torch.device(device) if device is not None else next(network.parameters()).device
-        names = {id(module): name for name, module in network.named_modules()}
-        owned, shared = _owners(network, modules, {id(p) for part in resident for p in part.parameters()})
-        on_cpu = place.type == "cpu"
-        flat = []
-        for number, (module, parameters) in enumerate(zip(modules, owned, strict=True)):
-            entered = [_with_entry(parameter, entries) for parameter in parameters]
-            name = names.get(id(module), f"block {number}")
-            flat.append(FlatBlock(name, entered, host_dtype, pinned=not on_cpu and torch.cuda.is_available()))
-            flat[-1].fill()
-            flat[-1].park()  # the memory that the weights had is free before the next block takes more
+        staying = {id(parameter) for part in resident for parameter in part.parameters()}
+        owned, shared = _owners(network, modules, staying)
+        flat = _park(network, modules, owned, entries, host_dtype, pinned=place.type == "cuda")
         for parameter in shared:
             parameter.data = parameter.data.to(place)
         for part in network.modules():
@@ -124,7 +117,7 @@ class ZO2(MeZO):
                 part._buffers[name] = None if buffer is None else buffer.to(place)
         streamed = {id(parameter) for parameters in owned for parameter in parameters}
         residents = [entry for key, entry in entries.items() if key not in streamed]
-        mover = backend or (HostBackend() if on_cpu else CudaBackend(place))
+        mover = backend or (HostBackend() if place.type == "cpu" else CudaBackend(place))
         self.streamed = Streamed(modules, flat, residents, mover, place, self._shifted)
 
     @torch.no_grad()
@@ -214,6 +207,26 @@ class ZO2(MeZO):
 def _with_entry(parameter: nn.Parameter, entries: dict[int, Entry]) -> tuple[nn.Parameter, int | None, int]:
     entry = entries.get(id(parameter))
     return (parameter, None, 0) if entry is None else (parameter, entry.index, entry.group)
+
+
+def _park(
+    network: nn.Module,
+    modules: Sequence[nn.Module],
+    owned: Sequence[Sequence[nn.Parameter]],
+    entries: dict[int, Entry],
+    host_dtype: torch.dtype | None,
+    *,
+    pinned: bool,
+) -> list[FlatBlock]:
+    """Lay the blocks out in host memory, one by one: each frees its old memory before the next takes more."""
+    names = {id(module): name for name, module in network.named_modules()}
+    found = []
+    for number, (module, parameters) in enumerate(zip(modules, owned, strict=True)):
+        entered = [_with_entry(parameter, entries) for parameter in parameters]
+        found.append(FlatBlock(names.get(id(module), f"block {number}"), entered, host_dtype, pinned=pinned))
+        found[-1].fill()
+        found[-1].park()
+    return found
 
 
 def _owners(
