@@ -108,12 +108,18 @@ def check_sam(trainer: L.Trainer) -> None:
     Raises:
         ValueError: With the reason.
     """
+    module = trainer.lightning_module
+    if not (module.automatic_optimization or getattr(module, "gives_closures", False)):
+        raise ValueError(
+            f"{type(module).__name__} runs its own steps, and SAM needs a closure: train without SAM, or let"
+            " the module hand optimizer.step a closure and say gives_closures = True"
+        )
     parts, precision = trainer.accumulate_grad_batches, str(trainer.precision)
     if parts != 1:
         raise ValueError(
             f"accumulate_grad_batches is {parts}, allowed with SAM: 1. Lightning can evaluate only the last"
             " of the batches again, so the second gradient would mix two places; enlarge the batch, or"
-            " optimise manually and give optimizer.step a list of closures"
+            " optimise manually with a closure that goes through all of them"
         )
     if precision == "16-mixed" or getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(

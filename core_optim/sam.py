@@ -132,7 +132,7 @@ class SAM(Optimizer):
             The loss at the weights themselves.
 
         Raises:
-            ValueError: Without a closure.
+            ValueError: Without a closure, or with one that does nothing.
         """
         closures = _as_list(closure)
         draws = _Draws(self.param_groups) if self.replay_random else None
@@ -158,6 +158,11 @@ class SAM(Optimizer):
                 loss = closure()
                 loss = loss.detach() if isinstance(loss, Tensor) else loss
                 total = loss if total is None else total + loss
+        if total is None and all(p.grad is None for group in self.param_groups for p in group["params"]):
+            raise ValueError(
+                "SAM: the closure gave neither a loss nor a gradient; Lightning hands over such a one where a"
+                " module calls optimizer.step() alone"
+            )
         return total
 
     @contextmanager

@@ -24,7 +24,7 @@ from thalweg.apps.optim_callbacks import SAMGuard, ScheduleFreeMode, SharpnessAw
 from thalweg.apps.trajectory_callbacks import MESATerm, SAFTerm
 from thalweg.checkpoints import lightning_ckpt
 from thalweg.core_optim import ScheduleFreeAdamW
-from thalweg.core_optim.config import OptimConfig, ScheduleConfig
+from thalweg.core_optim.config import OptimConfig, SAMConfig, ScheduleConfig
 from thalweg.core_optim.sam import SAM
 from thalweg.core_optim.trajectory import squared_to_past
 from thalweg.diffusion.data import ImageDataModule
@@ -141,6 +141,10 @@ def test_sam_around_the_optimizer_of_an_app(folder: Path, tmp_path: Path) -> Non
     fit(alone, folder, tmp_path / "alone", max_epochs=2)
     assert equal(copy_of(zero), copy_of(alone))
     assert not equal(copy_of(zero), copy_of(whole))
+    wanted = OptimConfig(lr=1e-2, schedule=ScheduleConfig(name="constant"), sam=SAMConfig(rho=0.1))
+    configured = module(scot(seed=1), optim=wanted)
+    fit(configured, folder, tmp_path / "configured", [SAMGuard()], max_epochs=2)
+    assert equal(copy_of(configured), copy_of(whole))
     falling = module(scot(), optim=OptimConfig(lr=1e-2))
     run, _ = fit(falling, folder, tmp_path / "falling", [SharpnessAware()])
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0)
@@ -168,6 +172,37 @@ def test_what_cannot_be_right_with_sam(
         options = {"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))}
     with pytest.raises(ValueError, match=reason):
         fit(chosen(), folder, tmp_path, [SAMGuard(), *extra], max_epochs=2, **options)
+
+
+def test_modules_that_step_themselves_have_to_give_closures(folder: Path, tmp_path: Path) -> None:
+    class Manual(Chosen):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.automatic_optimization = False
+            self.gives_closures = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            def closure() -> Tensor:
+                losses = []
+                for half in (slice(0, 2), slice(2, 4)):
+                    part = {name: values[half] for name, values in batch.items()}
+                    losses.append(super(Manual, self).training_step(part, batch_idx) / 2)
+                    self.manual_backward(losses[-1])
+                return torch.stack(losses).sum()
+
+            optimizer: Any = self.optimizers()
+            optimizer.step(closure if self.gives_closures else None)
+
+    model = Manual(scot(), OptimConfig())
+    with pytest.raises(ValueError, match="Manual runs its own steps, and SAM needs a closure"):
+        fit(model, folder, tmp_path, [SAMGuard()])
+    with pytest.raises(ValueError, match="the closure gave neither a loss nor a gradient"):
+        fit(model, folder, tmp_path)
+    model.gives_closures = True
+    before = copy_of(model)
+    run, _ = fit(model, folder, tmp_path, [SAMGuard()])
+    assert run.global_step == 3
+    assert not equal(copy_of(model), before)
 
 
 def test_without_such_optimizers_the_callbacks_do_nothing(folder: Path, tmp_path: Path) -> None:

@@ -303,9 +303,10 @@ def test_any_optimizer_can_be_the_base(base: Any) -> None:
     assert optimizer.state is optimizer.base.state
 
 
-def test_a_copy_is_an_optimizer_of_its_own() -> None:
+@pytest.mark.parametrize("base", ["SGD", SGD])
+def test_a_copy_is_an_optimizer_of_its_own(base: Any) -> None:
     net = network()
-    optimizer = SAM(net.parameters(), SGD, BASES["SGD"])
+    optimizer = SAM(net.parameters(), base, BASES["SGD"])
     train(net, optimizer, range(2))
     other = copy.deepcopy(optimizer)
     assert other.param_groups is other.base.param_groups is not optimizer.param_groups
@@ -342,6 +343,8 @@ def test_what_it_refuses() -> None:
     for nothing in (None, []):
         with pytest.raises(ValueError, match="needs a closure"):
             optimizer.step(nothing)
+    with pytest.raises(ValueError, match="neither a loss nor a gradient"):
+        optimizer.step(lambda: None)
     with pytest.raises(ValueError, match=r"rho of group with 6 parameters is -1, allowed: a number >= 0"):
         SAM(net.parameters(), "SGD", {"lr": 0.1}, rho=-1)
     with pytest.raises(ValueError, match="base is 'Optimizer', allowed: adabelief, "):
