@@ -104,23 +104,25 @@ def newton_schulz(
     first = _gram_steps(schedule) if gram else 0
     if first:
         y = _steps_on_gram(y, schedule[:first])
+    g = s = spare = None  # memory of earlier steps is used again, which saves clearing new pages
     for a, b, c in schedule[first:]:
-        g = _gram(y)
-        y = _apply(symmetric_product(g, g, g, alpha=c, beta=b), y, a)
+        g = _gram(y, g)
+        s = symmetric_product(g, g, g, alpha=c, beta=b, out=s)
+        y, spare = _apply(s, y, a, spare), y
     return y.to(x.dtype)
 
 
-def _gram(x: Tensor) -> Tensor:
+def _gram(x: Tensor, out: Tensor | None = None) -> Tensor:
     """X Xᵀ, or Xᵀ X of tall matrices, which need not be turned for it."""
     x = x.mT if x.shape[-2] > x.shape[-1] else x
-    return symmetric_product(x, x.mT)
+    return symmetric_product(x, x.mT, out=out)
 
 
-def _apply(s: Tensor, x: Tensor, a: float) -> Tensor:
+def _apply(s: Tensor, x: Tensor, a: float, out: Tensor | None = None) -> Tensor:
     """(a I + S) X, or X (a I + S) of tall matrices."""
     if x.shape[-2] > x.shape[-1]:
-        return multiply_add(x, s, x, beta=a)
-    return multiply_add(s, x, x, beta=a)
+        return multiply_add(x, s, x, beta=a, out=out)
+    return multiply_add(s, x, x, beta=a, out=out)
 
 
 def _gram_steps(schedule: Sequence[Coefficients]) -> int:
@@ -141,13 +143,14 @@ def _steps_on_gram(x: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
     """
     g = _gram(x)
     q, r = 1.0, None
+    s = h = None
     for k, (a, b, c) in enumerate(schedule):
-        s = symmetric_product(g, g, g, alpha=c, beta=b)
-        r = s if r is None else symmetric_product(s, r, torch.add(r, s, alpha=q / a), beta=a)
-        q *= a
+        s = symmetric_product(g, g, g, alpha=c, beta=b, out=s)
         if k + 1 < len(schedule):
-            h = symmetric_product(s, g, g, beta=a)
-            g = symmetric_product(s, h, h, beta=a)
+            h = symmetric_product(s, g, g, beta=a, out=h)
+            symmetric_product(s, h, h, beta=a, out=g)
+        r = s.clone() if r is None else symmetric_product(s, r, torch.add(r, s, alpha=q / a), beta=a)
+        q *= a
     assert r is not None
     return _apply(r, x, q)
 

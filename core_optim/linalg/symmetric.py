@@ -13,13 +13,20 @@ SMALLEST = 256
 
 
 def multiply_add(
-    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """``alpha a b + beta c`` of matrices (M, N) or batches (B, M, N) in one call."""
+    """``alpha a b + beta c``, or a b without c, of matrices (M, N) or batches (B, M, N) in one call."""
     if c is None:
-        return a @ b if alpha == 1.0 else alpha * (a @ b)
+        assert alpha == 1.0
+        return torch.matmul(a, b, out=out)
     fused = torch.addmm if a.ndim == 2 else torch.baddbmm
-    return fused(c, a, b, alpha=alpha, beta=beta)
+    return fused(c, a, b, alpha=alpha, beta=beta, out=out)
 
 
 def stripe_height(a: Tensor) -> int | None:
@@ -35,18 +42,24 @@ def stripe_height(a: Tensor) -> int | None:
 
 
 def symmetric_product(
-    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``alpha a b + beta c`` where a b and c are symmetric, as for b = aᵀ or two polynomials of one matrix.
 
     Large single matrices on a CPU are computed in stripes of rows from the diagonal on and mirrored: with k
-    stripes that is (k + 1) / 2k of the multiplications.
+    stripes that is (k + 1) / 2k of the multiplications. ``out`` must be none of the factors.
     """
     height = stripe_height(a)
     if height is None:
-        return multiply_add(a, b, c, alpha=alpha, beta=beta)
+        return multiply_add(a, b, c, alpha=alpha, beta=beta, out=out)
     side = a.shape[-2]
-    out = a.new_empty(side, side)
+    out = a.new_empty(side, side) if out is None else out
     for start in range(0, side, height):
         stop = min(start + height, side)
         known = None if c is None else c[start:stop, start:]
