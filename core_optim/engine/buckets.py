@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from thalweg.core_optim.engine import sharding
+from thalweg.core_optim.engine.groups import COMMON
 from thalweg.core_optim.engine.random import Randomness, mix
 from thalweg.core_optim.engine.reduce import Context
 from thalweg.core_optim.engine.rounding import Numbers
@@ -134,7 +135,9 @@ def run_elements(job: Job, slots: list[Slot]) -> None:
 def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None:
     rule = job.rule
     assert isinstance(rule, ElementRule)
-    fixed = tuple(sorted((k, v) for k, v in job.options.items() if isinstance(v, bool | int | str)))
+    # a group may also hold counters, which must not become part of a graph
+    known = {k: job.options[k] for k in (*COMMON, *rule.options)}
+    fixed = tuple(sorted((k, v) for k, v in known.items() if isinstance(v, bool | int | str)))
     kernel = compiled(rule, job.plan, job.variant, fixed, moduli)
     dtype = torch.float64  # 1 - beta must not be rounded first
     numbers = {
@@ -146,6 +149,8 @@ def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None
         if v.p.numel() < 2:  # the compiler would make a graph of its own for a single element
             element_step(rule, job.plan, v.p, v.g, v.s, job.numbers, x, keys and keys[i])
             continue
+        # of a view the compiler would see the shape of what it views, and make a graph for every kind of that
+        v = Views(v.p.data, v.g.data, {name: value.data for name, value in v.s.items()}, [])
         kernel(
             v.p,
             v.g,

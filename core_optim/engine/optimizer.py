@@ -20,6 +20,7 @@ from thalweg.core_optim.engine.loading import refuse_foreign, restore_dtypes
 from thalweg.core_optim.engine.random import Randomness
 from thalweg.core_optim.engine.rule import ElementRule, Rule, StateSpec
 from thalweg.core_optim.engine.update import HALF, Plan
+from thalweg.core_optim.engine.views import can_view
 
 KERNELS = ("auto", "fused", "foreach", "loop", "compile")
 
@@ -156,7 +157,8 @@ class CoreOptimizer(Optimizer):
             p = slot.parameter
             case = rule.case(slot, group) if isinstance(rule, ElementRule) else ""
             step = slot.t if isinstance(rule, ElementRule) else 0
-            key = (case, rule.decays(p.shape, group), p.dtype, p.device, sharding.placement_key(p), step)
+            own = hasattr(rule, "fused") and _packed(slot)
+            key = (case, rule.decays(p.shape, group), p.dtype, p.device, sharding.placement_key(p), step, own)
             buckets.setdefault(key, []).append(slot)
         for (case, decays, *_), members in buckets.items():
             numbers = {**_numbers(group), **extra, **rule.scalars(members[0].t, group)}
@@ -166,7 +168,7 @@ class CoreOptimizer(Optimizer):
                 maximize=group["maximize"],
                 stochastic=group["stochastic_rounding"],
             )
-            kernel = self._kernel(rule, plan, members)
+            kernel = self._kernel(rule, plan, members[0])
             job = Job(rule, plan, case, kernel, group, numbers, self.random)
             if kernel == "fused":
                 cast(Any, rule).fused(members, numbers)
@@ -175,14 +177,13 @@ class CoreOptimizer(Optimizer):
             else:
                 run_matrices(job, members)
 
-    def _kernel(self, rule: Rule, plan: Plan, slots: list[Slot]) -> str:
-        """The kernel of a bucket; what the user asked for wherever it can be had."""
-        p = slots[0].parameter
+    def _kernel(self, rule: Rule, plan: Plan, slot: Slot) -> str:
+        """The kernel of a bucket, of which this is one; what the user asked for wherever it can be had."""
+        p = slot.parameter
         if self.kernel in ("auto", "fused") and hasattr(rule, "fused"):
             special = plan.cautious or plan.stochastic or plan.maximize
             simple = plan.decay in ("decoupled", None) and not special
-            same = all(slot.state["exp_avg"].dtype == p.dtype == slot.gradient.dtype for slot in slots)
-            if simple and same and p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps", "xpu"):
+            if simple and _packed(slot) and p.device.type in ("cpu", "cuda", "mps", "xpu"):
                 return "fused"
         if sharding.is_sharded(p) and not (self.kernel == "compile" and _alone(rule, plan)):
             return "foreach"
@@ -245,6 +246,15 @@ def _refuse_complex(rule: Rule, group: dict[str, Any]) -> str | None:
     if group["complex"] == "modulus" and not rule.moduli:
         return f"complex is 'modulus', allowed: real; {rule.title} treats real and imaginary parts apart"
     return None
+
+
+def _packed(slot: Slot) -> bool:
+    """Whether torch's fused kernels, which go along the memory, may have a parameter and its moments."""
+    p = sharding.local(slot.parameter)
+    moments = [sharding.local(v) for name, v in slot.state.items() if name != "step"]
+    if not p.is_floating_point() or not can_view(p, "flat") or slot.gradient.dtype != p.dtype:
+        return False
+    return all(m.dtype == p.dtype and m.stride() == p.stride() for m in moments)
 
 
 def parameter_name(group: dict[str, Any], i: int) -> str:

@@ -38,6 +38,8 @@ class Randomness:
 
     def normal(self, shape: Sequence[int], *, step: int, index: int, like: Tensor, stream: int = 0) -> Tensor:
         """Standard normal numbers of a tensor's device and dtype; kinds of devices draw differently."""
+        if like.device.type == "meta":
+            return like.new_empty(tuple(shape))
         source = self.generator(step=step, index=index, stream=stream, device=like.device)
         return torch.randn(tuple(shape), generator=source, device=like.device, dtype=like.dtype)
 

@@ -132,7 +132,7 @@ class Context:
 
         if isinstance(x, Tensors):
             sizes = [length(lay) for lay in self.layouts or map(_layout_of_view, x)]
-            return Tensors([c < delta / n**0.5 for c, n in zip(cosine, sizes)])
+            return Tensors([c < delta / max(n, 1) ** 0.5 for c, n in zip(cosine, sizes)])
         return cosine * (x.shape[1] if rows else x.numel()) ** 0.5 < delta
 
     def row_max(self, x_R1: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from thalweg.core_optim.engine.ops import denominator, ema_
 from thalweg.core_optim.engine.options import FLAG, Option
 from thalweg.core_optim.engine.reduce import Context
 from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, adam_options, bias_corrections
+from thalweg.core_optim.engine.views import like_order
 
 if TYPE_CHECKING:
     from thalweg.core_optim.engine.buckets import Slot
@@ -58,7 +59,7 @@ p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
         part = sharding.local
         adamw(
             [part(slot.parameter) for slot in slots],
-            [part(slot.gradient) for slot in slots],
+            [like_order(part(slot.gradient), part(slot.parameter)) for slot in slots],
             [part(slot.state["exp_avg"]) for slot in slots],
             [part(slot.state["exp_avg_sq"]) for slot in slots],
             [],

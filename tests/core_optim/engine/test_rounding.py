@@ -103,6 +103,22 @@ def test_states_in_bf16_are_rounded_stochastically() -> None:
     assert v.double().mean().item() == pytest.approx(0.09 * (1 - 0.999**50), rel=5e-3)
 
 
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+def test_lists_and_pieces_of_large_tensors_round_alike(state_dtype: str | None) -> None:
+    found = []
+    for kernel in ("loop", "foreach"):
+        torch.manual_seed(0)
+        p = nn.Parameter(torch.randn(300, 301).bfloat16())
+        options = {"state_dtype": state_dtype, "stochastic_rounding": True}
+        optimizer = make(Case("lion", {"lr": 1e-3}), [("p", p)], kernel=kernel, **options)
+        for _ in range(3):
+            p.grad = torch.randn(300, 301).bfloat16()
+            optimizer.step()
+        found.append((p.detach(), optimizer.state[p]["exp_avg"]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_seed_and_step_decide_and_nothing_else() -> None:
     def run(seed: int, noise: int) -> dict[str, Tensor]:
         torch.manual_seed(noise)
