@@ -118,6 +118,7 @@ class CoreOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._refuse_sparse()
         first = 0
         for group in self.param_groups:
             slots = self._slots(group, first)
@@ -126,6 +127,17 @@ class CoreOptimizer(Optimizer):
                 self._step_group(group, slots)
         return loss
 
+    def _refuse_sparse(self) -> None:
+        """Before anything moves."""
+        for group in self.param_groups:
+            for i, parameter in enumerate(group["params"]):
+                if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                    raise ValueError(
+                        f"{_rule(group).title} does not take sparse gradients ({parameter_name(group, i)}):"
+                        " build the embedding with sparse=False, or give it an optimizer of its own such as"
+                        " torch.optim.SparseAdam"
+                    )
+
     def _slots(self, group: dict[str, Any], first: int) -> list[Slot]:
         slots = []
         rule = _rule(group)
@@ -133,12 +145,6 @@ class CoreOptimizer(Optimizer):
             gradient = parameter.grad
             if gradient is None:
                 continue
-            if gradient.layout != torch.strided:
-                raise ValueError(
-                    f"{rule.title} does not take sparse gradients ({parameter_name(group, i)}): build the"
-                    " embedding with sparse=False, or give it an optimizer of its own such as"
-                    " torch.optim.SparseAdam"
-                )
             state = self.state[parameter]
             if "step" not in state:
                 state |= initial_state(rule, parameter, group)

@@ -73,6 +73,8 @@ p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
             eps=h["eps"],
             maximize=False,
         )
+        # that kernel does not tell autograd, which would take old graphs for valid
+        torch.autograd.graph.increment_version([part(slot.parameter) for slot in slots])
 
 
 class CAdamW(AdamW):

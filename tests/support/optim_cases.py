@@ -60,12 +60,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adamp": [{"delta": 100.0, "nesterov": True}],
     "sgdp": [{"momentum": 0.9, "delta": 0.5}],
     "sgdsai": [{"normalize": True}],
-    "adammini": [{"block": "tensor"}, {"block": "full"}],
+    "adammini": [{"block": "tensor"}, {"block": "full"}, {"block": "heads", "heads": 2}],
     "mars": [{"variant": "lion"}, {"first": "grad"}],
     "schedulefree_adamw": [{"warmup_steps": 3}],
     "frugal": [{"split": "coord", "update_gap": 2}, {"split": "svd", "update_gap": 2, "rho": 0.5}],
     "mfac": [{"num_grads": 3, "momentum": 0.9}],
     "kron": [{"merge_dims": "square"}],
+    "muon": [{"nesterov": False, "adjust_lr": "match_rms_adamw"}, {"heads": 2, "ns_dtype": "fp32"}],
+    "scion": [{"constrained": False}, {"norm": "RowNorm"}],
+    "swan": [{"variant": "diagonal"}, {"centre": True}],
     "soap": [{"precondition_frequency": 2, "precondition_1d": True}],
 }
 """Options that take other paths through a rule than its defaults."""
