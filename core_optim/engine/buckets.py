@@ -150,6 +150,7 @@ def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None
             element_step(rule, job.plan, v.p, v.g, v.s, job.numbers, x, keys and keys[i])
             continue
         # of a view the compiler would see the shape of what it views, and make a graph for every kind of that
+        torch.autograd.graph.increment_version(v.p)
         v = Views(v.p.data, v.g.data, {name: value.data for name, value in v.s.items()}, [])
         kernel(
             v.p,

@@ -1,4 +1,4 @@
-"""A step as torch.optim has it: closures, hooks, rates as tensors, groups, missing and zero gradients, scalers."""
+"""A step as torch.optim has it: closures, hooks, rates in tensors, groups, zero gradients, scalers."""
 
 import functools
 from typing import Any
