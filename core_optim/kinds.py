@@ -26,7 +26,7 @@ def kinds_of(module: nn.Module) -> dict[Tensor, set[str]]:
     norm       in a module whose class is a norm, the maps of a conditional norm included
     bias       called bias
     embedding  in nn.Embedding or a class called ...Embed..., or the first linear map or convolution
-    head       in the last linear map or convolution, in the order of definition, or a class such as FinalLayer
+    table      of two or more dimensions, in no linear map, convolution or attention: positions, queries
     table      of two or more dimensions, of no linear map, convolution or attention: positions, queries, ...
     lora_a, lora_b   the two factors of a low-rank adapter of peft or diffusers
     vector     at most one dimension

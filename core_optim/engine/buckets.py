@@ -5,7 +5,7 @@ A bucket holds parameters of one dtype, device, layout, step and case of the rul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ from thalweg.core_optim.engine.update import (
     widen,
 )
 from thalweg.core_optim.engine.views import as_real, can_view, like_order, viewed
+
+
+PIECE = 32768
+"""Elements of a piece: with gradient, states and intermediate results half a megabyte or so."""
 
 
 @dataclass
@@ -125,8 +129,10 @@ def run_elements(job: Job, slots: list[Slot]) -> None:
         _run_compiled(job, views, keys, moduli)
     else:
         x = Context(job.options, job.variant, moduli=moduli)
+        pieces = can_be_cut(job, slots[0])
         for i, v in enumerate(views):
-            element_step(rule, job.plan, v.p, v.g, v.s, job.numbers, x, keys and keys[i])
+            for p, g, s, key in cut(v, keys and keys[i]) if pieces else [(v.p, v.g, v.s, keys and keys[i])]:
+                element_step(rule, job.plan, p, g, s, job.numbers, x, key)
     for v in views:
         for target, copy in v.back:
             target.copy_(copy.view(target.shape))
@@ -163,6 +169,31 @@ def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None
 
 def _int32(number: Numbers) -> Tensor:
     return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.int32)
+
+
+def can_be_cut(job: Job, slot: Slot) -> bool:
+    """Whether the loop may go through a parameter in pieces that fit a CPU's cache."""
+    rule = job.rule
+    assert isinstance(rule, ElementRule)
+    return (
+        rule.view == "flat" and not (rule.sums or job.plan.cautious) and slot.parameter.device.type == "cpu"
+    )
+
+
+def cut(v: Views, keys: Mapping[str, Any] | None) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor], Any]]:
+    """Pieces of flat views: every pass over a piece but the first finds it in the cache."""
+    n = v.p.numel()
+    if n <= PIECE or any(value.numel() != n for value in v.s.values()):
+        yield v.p, v.g, v.s, keys
+        return
+    for start in range(0, n, PIECE):
+        part = slice(start, start + PIECE)
+        states = {name: value[part] for name, value in v.s.items()}
+        yield v.p[part], v.g[part], states, keys and {k: _of(part, *pair) for k, pair in keys.items()}
+
+
+def _of(part: slice, key: int, numbers: Numbers) -> tuple[int, Numbers]:
+    return key, numbers[part] if isinstance(numbers, Tensor) else numbers + part.start
 
 
 def run_matrices(job: Job, slots: list[Slot]) -> None:
