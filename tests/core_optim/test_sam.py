@@ -357,3 +357,16 @@ def test_what_it_refuses() -> None:
     optimizer = SAM(table.parameters(), "SGD", {"lr": 0.1})
     with pytest.raises(ValueError, match=r"shape \(4, 2\) is sparse"):
         optimizer.step(closure_of(table, torch.tensor([1])))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_step_reads_nothing_back_from_the_device(adaptive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    optimizer = SAM(net.parameters(), SGD, BASES["SGD"], adaptive=adaptive, model=net)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a value was read")
+
+    for name in ("item", "tolist", "__float__", "__bool__", "cpu", "numpy"):
+        monkeypatch.setattr(Tensor, name, refuse)
+    optimizer.step(closure_of(net, torch.ones(4, 3)))
