@@ -21,6 +21,7 @@ class SWAN(MatrixRule):
     more rows than columns are handled as their transposes, so "rows" are the shorter dimension.
     """
 
+    outside: ClassVar[Mapping[str, Any]] = {}
     name = "swan"
     title = "SWAN"
     summary = "SGD without state on gradients with normalised rows, whitened by Newton-Schulz iteration"
@@ -31,7 +32,6 @@ p <- p (1 - lr wd) - lr sqrt(rows columns) Z X / |Z X|_F
 diagonal: Y <- beta Y diag(3 - z y), Z <- beta (3 I - diag(z) Y) diag(z) with the diagonals z, y"""
     state_size = "0"
     decay = "decoupled"
-    outside: ClassVar[Mapping[str, Any]] = {}
     options: ClassVar[Mapping[str, Option]] = {
         "lr": Option(1e-3, at_least(0.0), "learning rate; updates have a root mean square of 1"),
         "weight_decay": Option(0.0, at_least(0.0), "weight decay"),
