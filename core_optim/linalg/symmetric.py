@@ -93,9 +93,13 @@ def mix_outer_(average: Tensor, x: Tensor, weight: float) -> Tensor:
 
 def mirror_(average: Tensor) -> Tensor:
     """Copy what `mix_outer_` keeps above the diagonal below it, in place, for (M, M) or (B, M, M)."""
-    for one in average if average.ndim == 3 else [average]:
-        height = stripe_height(one)
-        for start in range(0, one.shape[-1], height or one.shape[-1]):
-            stop = start + (height or one.shape[-1])
-            one[stop:, start:stop] = one[start:stop, stop:].mT
+    one = average[0] if average.ndim == 3 and average.shape[0] == 1 else average
+    height = stripe_height(one)
+    if height is None:
+        return average.copy_(average.triu() + average.triu(1).mT)
+    for start in range(0, one.shape[-1], height):
+        stop = start + height
+        one[stop:, start:stop] = one[start:stop, stop:].mT
+        inner = one[start:stop, start:stop]
+        inner.copy_(inner.triu() + inner.triu(1).mT)
     return average

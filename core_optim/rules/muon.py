@@ -21,7 +21,7 @@ from thalweg.core_optim.engine.options import (
     share,
 )
 from thalweg.core_optim.engine.rule import LIKE, Item, MatrixRule, StateSpec
-from thalweg.core_optim.linalg.newton_schulz import DTYPES, muon_scale, orthogonalise
+from thalweg.core_optim.linalg.newton_schulz import DTYPES, QUINTIC, muon_scale, orthogonalise
 
 CONVENTIONS = ("original", "match_rms_adamw", "spectral", "none")
 NS_DTYPE = Option(
@@ -29,6 +29,15 @@ NS_DTYPE = Option(
     choice("auto", *DTYPES),
     "number type of the iteration; auto: bf16 for fp32 matrices from 128 x 128 on where it is fast",
 )
+
+
+def _schedule(value: Any) -> tuple[tuple[float, ...], ...]:
+    steps = value if isinstance(value, list | tuple) else ()
+    if not steps or not all(isinstance(step, list | tuple) and len(step) == 3 for step in steps):
+        raise ValueError
+    if not all(isinstance(c, int | float) for step in steps for c in step):
+        raise ValueError
+    return tuple(tuple(float(c) for c in step) for step in steps)
 
 
 def _rows(value: Any) -> tuple[int, ...]:
@@ -65,6 +74,11 @@ heads, split: X and s by blocks of rows"""
         "nesterov": Option(True, FLAG, "look ahead by one more momentum step"),
         "ns_steps": Option(5, integer(1, 100), "Newton-Schulz iterations"),
         "eps": Option(1e-7, more_than(0.0), "smallest norm to divide by"),
+        "ns_coefficients": Option(
+            None,
+            either(NONE, Check(_schedule, "a list of three numbers per step")),
+            "a, b, c of each iteration, the last ones repeated; Jordan's if none",
+        ),
         "adjust_lr": Option("original", choice(*CONVENTIONS), "factor on the update by shape"),
         "ns_dtype": NS_DTYPE,
         "heads": Option(1, integer(1), "orthogonalise that many equal blocks of rows one by one"),
@@ -98,7 +112,10 @@ heads, split: X and s by blocks of rows"""
             found = _blocks(_momentum(item, h["momentum"], o["nesterov"]), o)
             blocks += found
             counts.append(len(found))
-        results = orthogonalise(blocks, o["ns_dtype"], steps=o["ns_steps"], eps=h["eps"])
+        schedule = o["ns_coefficients"] or (QUINTIC,)
+        results = orthogonalise(
+            blocks, o["ns_dtype"], steps=o["ns_steps"], eps=h["eps"], coefficients=schedule
+        )
         directions: list[Tensor | None] = []
         first = 0
         for item, count in zip(items, counts):

@@ -33,4 +33,5 @@ def test_average_of_outer_products_is_current_once_mirrored(side: int) -> None:
     assert torch.allclose(average.triu(), wanted.triu(), atol=1e-14)
     assert torch.allclose(symmetric.mirror_(average), wanted, atol=1e-14)
     batch = torch.stack([wanted, 2.0 * wanted])
-    assert torch.allclose(symmetric.mirror_(batch.clone()), batch)
+    assert torch.allclose(symmetric.mirror_(batch.triu()), batch)
+    assert torch.allclose(symmetric.mirror_(batch[:1].triu()), batch[:1])

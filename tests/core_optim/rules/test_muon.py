@@ -98,6 +98,16 @@ def test_blocks_of_rows_are_orthogonalised_one_by_one(options, sizes) -> None:
     assert torch.allclose(u, torch.cat(wanted), atol=1e-12)
 
 
+def test_other_coefficients() -> None:
+    g = gradient((4, 6), 0)
+    steps = [(3.4445, -4.775, 2.0315)] * 4 + [(1.875, -1.25, 0.375)]
+    (u,) = updates([g], ns_steps=12, ns_coefficients=steps)
+    assert torch.allclose(u @ u.mT, torch.eye(4).double(), atol=1e-10)
+    for bad in ([], [(1.0, 2.0)], [1.0], [("a", 1.0, 2.0)]):
+        with pytest.raises(ValueError, match="a list of three numbers per step"):
+            Muon([nn.Parameter(torch.zeros(2, 2))], ns_coefficients=bad)
+
+
 def test_convolutions_are_matrices_of_output_channels() -> None:
     g = gradient((4, 3, 2, 2), 0)
     (u,) = updates([g])
