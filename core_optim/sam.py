@@ -129,11 +129,16 @@ class SAM(Optimizer):
                 number and leaves the gradients of the others alone.
 
         Returns:
-            The loss at the weights themselves.
+            The loss at the weights themselves; None for a step at rate 0 without a closure, which makes the
+            state and no more.
 
         Raises:
             ValueError: Without a closure, or with one that does nothing.
         """
+        if closure is None and all(float(group["lr"]) == 0.0 for group in self.param_groups):
+            # torch.distributed.checkpoint makes the state of a new optimizer by such a step
+            self.base.step()
+            return None
         closures = _as_list(closure)
         draws = _Draws(self.param_groups) if self.replay_random else None
         self.loss = self._evaluate(closures)

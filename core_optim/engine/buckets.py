@@ -31,7 +31,6 @@ from thalweg.core_optim.engine.update import (
 )
 from thalweg.core_optim.engine.views import as_real, can_view, like_order, viewed
 
-
 PIECE = 32768
 """Elements of a piece: with gradient, states and intermediate results half a megabyte or so."""
 

@@ -370,3 +370,17 @@ def test_a_step_reads_nothing_back_from_the_device(adaptive: bool, monkeypatch: 
     for name in ("item", "tolist", "__float__", "__bool__", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, refuse)
     optimizer.step(closure_of(net, torch.ones(4, 3)))
+
+
+def test_a_step_at_rate_zero_makes_the_state_for_a_distributed_checkpoint() -> None:
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    net = nn.Linear(3, 2)
+    optimizer = SAM(net.parameters(), base="adamw", base_kwargs={"lr": 1e-3})
+    before = [p.detach().clone() for p in net.parameters()]
+    state = get_optimizer_state_dict(net, optimizer)["state"]
+    assert set(state) == {"weight", "bias"}
+    assert {"exp_avg", "exp_avg_sq", "step"} <= set(state["weight"])
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+    with pytest.raises(ValueError, match="needs a closure"):
+        optimizer.step()
