@@ -127,14 +127,21 @@ def run_elements(job: Job, slots: list[Slot]) -> None:
     elif job.kernel == "compile":
         _run_compiled(job, views, keys, moduli)
     else:
-        x = Context(job.options, job.variant, moduli=moduli)
-        pieces = can_be_cut(job, slots[0])
-        for i, v in enumerate(views):
-            for p, g, s, key in cut(v, keys and keys[i]) if pieces else [(v.p, v.g, v.s, keys and keys[i])]:
-                element_step(rule, job.plan, p, g, s, job.numbers, x, key)
+        _run_loop(job, views, keys, moduli, slots[0])
     for v in views:
         for target, copy in v.back:
             target.copy_(copy.view(target.shape))
+
+
+def _run_loop(job: Job, views: list[Views], keys: Any, moduli: bool, first: Slot) -> None:
+    rule = job.rule
+    assert isinstance(rule, ElementRule)
+    x = Context(job.options, job.variant, moduli=moduli)
+    pieces = can_be_cut(job, first)
+    for i, v in enumerate(views):
+        own = keys and keys[i]
+        for p, g, s, key in cut(v, own) if pieces else [(v.p, v.g, v.s, own)]:
+            element_step(rule, job.plan, p, g, s, job.numbers, x, key)
 
 
 def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None:

@@ -304,3 +304,21 @@ def test_rectification_starts_when_it_is_defined() -> None:
     lengths = [limit - 2 * t * 0.999**t / (1 - 0.999**t) for t in range(1, 9)]
     assert flags == [float(length >= 5) for length in lengths]
     assert math.isclose(sum(flags), 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["AdamW", "DiffGrad", "Lion", "ScheduleFreeAdamW"])
+def test_pieces_of_a_large_parameter_make_the_whole(name: str, dtype: torch.dtype) -> None:
+    """The loop cuts what is longer than a piece; rounding counts elements, so that it does not matter."""
+    from thalweg.core_optim.engine.buckets import PIECE
+
+    ends = []
+    for kernel in ("loop", "foreach"):
+        weight = nn.Parameter(torch.linspace(-1, 1, 2 * PIECE + 77).to(dtype))
+        optimizer = getattr(core_optim, name)([weight], lr=1e-2, stochastic_rounding=True, kernel=kernel)
+        for step in range(3):
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)).to(dtype)
+            optimizer.step()
+        ends.append(weight.detach().float())
+    # sigmoid is not the same function in a vector register and in the rest of a loop
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-7 if dtype == torch.float32 else 0)
