@@ -210,3 +210,13 @@ def test_ascent_is_descent_with_the_sign_changed(name: str) -> None:
         descending.step()
         for a, b in zip(up.parameters(), down.parameters()):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_everything_listed_can_be_imported() -> None:
+    import thalweg.core_optim as core_optim
+
+    listed = [name for name in dir(core_optim) if not name.startswith("_")]
+    assert {"SOAP", "Muon", "SAM", "MeZO", "ZO2", "EMA", "CoreOptimizer"} <= set(listed)
+    assert all(hasattr(core_optim, name) for name in listed)
+    with pytest.raises(AttributeError, match="has no attribute 'SOAPS'"):
+        _ = core_optim.SOAPS
