@@ -69,16 +69,20 @@ def batches(count: int, size: int, steps: int, seed: int) -> Tensor:
 
 
 def quadratic(steps: int, seed: int) -> Task:
-    """Minimise x^T H x / 2 over 384 numbers, H with eigenvalues 1 to 1e-4 in a random rotation."""
+    """Minimise d^T H d / 2, d = x - x*, over 384 numbers, H with eigenvalues 1 to 1e-4 in a random rotation.
+
+    The optimum x* is as far from 0 as the start is, so that weight decay does not lead there.
+    """
     generator = torch.Generator().manual_seed(0)
     q = rotation(384, generator)
     h = (q * torch.logspace(0, -4, 384)) @ q.T
+    optimum = torch.randn(384, generator=generator)
     start = torch.randn(16, 24, generator=torch.Generator().manual_seed(seed))
     module = Matrix(start)
 
     def value(x: Tensor) -> Tensor:
-        flat = x.flatten()
-        return 0.5 * flat @ (h @ flat)
+        d = x.flatten() - optimum
+        return 0.5 * d @ (h @ d)
 
     first = float(value(start))
 

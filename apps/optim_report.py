@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.apps.optim_problems import PROBLEMS
-from thalweg.apps.optim_trial import Outcome
+from thalweg.apps.optim_trial import GIVEN, Outcome
 from thalweg.apps.report import show
 from thalweg.apps.results import provenance, write_json
 from thalweg.checkpoints.atomic import write_text
@@ -65,13 +65,17 @@ class Row:
 def protocol(budget: int, seeds: int, length: float) -> str:
     """What was tuned and what was not, in words."""
     scaled = "" if length == 1.0 else f", {length:g} times as long as usual"
+    given = "; ".join(
+        f"{name} " + ", ".join(f"{k} {str(v).lower()}" for k, v in options.items())
+        for name, options in GIVEN.items()
+    )
     return (
         f"Tuned for each optimizer on each problem, over the same {budget} runs: the learning rate and the"
         " weight decay (0 or 0.1), by the score on validation data with seed 0. Not tuned: everything else,"
-        f" at each rule's defaults. Compared at the end of the full schedule{scaled} (5 % warm-up, then"
-        " linear to 0; schedule-free stays constant) on test data, mean and standard deviation over"
-        f" {seeds} other seeds. Parameters that a rule does not take are stepped by AdamW. A choice marked ^"
-        " is the lowest or highest learning rate that was tried: its optimizer may do better."
+        f" at each rule's defaults, but for {given}. Compared at the end of the full schedule{scaled}"
+        " (5 % warm-up, then linear to 0; schedule-free stays constant) on test data, mean and standard"
+        f" deviation over {seeds} other seeds. Parameters that a rule does not take are stepped by AdamW. A"
+        " choice marked ^ is the lowest or highest learning rate that was tried: its optimizer may do better."
     )
 
 

@@ -24,6 +24,12 @@ HIDDEN_ONLY = ("muon", "swan", "frugal")
 """Rules that by their papers leave embeddings and output layers to AdamW."""
 AVERAGING = ("schedulefree_adamw",)
 """Rules that want a constant learning rate after the warm-up."""
+GIVEN: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9},
+    "sgdp": {"momentum": 0.9, "nesterov": True},
+    "scion": {"constrained": False},
+}
+"""Options that differ from the defaults, since nobody uses those: the protocol names them."""
 WARMUP = 0.05
 POINTS = 40
 """Points of a stored curve."""
@@ -150,8 +156,8 @@ def make_optimizer(trial: Trial, task: Task) -> Optimizer:
         from thalweg.core_optim import SAM
 
         return SAM([p for _, p in trained], "AdamW", {"lr": rate, **decay})
-    rule = registry.rule(trial.optimizer)
-    options = {name: option.default for name, option in rule.options.items()}
+    rule, given = registry.rule(trial.optimizer), GIVEN.get(trial.optimizer, {})
+    options = {name: option.default for name, option in rule.options.items()} | given
 
     def left(name: str, parameter: Tensor) -> bool:
         hidden_only = trial.optimizer in HIDDEN_ONLY and name in task.rest
@@ -163,7 +169,7 @@ def make_optimizer(trial: Trial, task: Task) -> Optimizer:
     if rest:
         adamw = {"rule": "adamw", "lr": default_rate("adamw") * factor, "weight_decay": trial.decay}
         groups.append({"params": rest, **adamw})
-    return registry.create(trial.optimizer, groups, seed=trial.seed)
+    return registry.create(trial.optimizer, groups, seed=trial.seed, **given)
 
 
 def state_bytes(optimizer: Optimizer) -> int:

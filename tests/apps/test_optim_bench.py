@@ -74,10 +74,27 @@ def test_every_trained_parameter_takes_part(name: str) -> None:
 
 
 def test_known_optima_score_zero() -> None:
-    rosenbrock, quadratic = (PROBLEMS[name].make(4, 0) for name in ("rosenbrock", "quadratic"))
-    torch.nn.init.ones_(rosenbrock.module.weight)  # type: ignore[arg-type]
-    torch.nn.init.zeros_(quadratic.module.weight)  # type: ignore[arg-type]
-    assert rosenbrock.score("test") == quadratic.score("test") == 0.0
+    task = PROBLEMS["rosenbrock"].make(4, 0)
+    torch.nn.init.ones_(task.module.weight)  # type: ignore[arg-type]
+    assert task.score("test") == 0.0
+
+
+def test_conjugate_directions_solve_the_quadratic_and_decay_does_not() -> None:
+    """The origin, where weight decay leads, is about as bad as the start."""
+    task = PROBLEMS["quadratic"].make(4, 0)
+    options = {"max_iter": 400, "history_size": 50, "line_search_fn": "strong_wolfe", "tolerance_change": 0.0}
+    optimizer = torch.optim.LBFGS(task.module.parameters(), **options)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = task.loss(0)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert task.score("test") < 1e-4
+    torch.nn.init.zeros_(task.module.weight)  # type: ignore[arg-type]
+    assert task.score("test") > 0.2
 
 
 def test_validation_and_test_data_differ() -> None:
