@@ -28,6 +28,7 @@ def test_follows_the_reference(path: Path, kernel: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_compiled_follows_the_reference(path: Path) -> None:
     entry, data = load(path)
