@@ -161,10 +161,13 @@ class CoreOptimizer(Optimizer):
         buckets: dict[Any, list[Slot]] = {}
         for slot in slots:
             p = slot.parameter
-            case = rule.case(slot, group) if isinstance(rule, ElementRule) else ""
-            step = slot.t if isinstance(rule, ElementRule) else 0
-            own = hasattr(rule, "fused") and _packed(slot)
-            key = (case, rule.decays(p.shape, group), p.dtype, p.device, sharding.placement_key(p), step, own)
+            key: tuple[Any, ...] = ("", rule.decays(p.shape, group), p.device)
+            if isinstance(rule, ElementRule):
+                packed = hasattr(rule, "fused") and _packed(slot)
+                key = (rule.case(slot, group), *key[1:], p.dtype, sharding.placement_key(p), slot.t, packed)
+            else:
+                # these see whole parameters in the dtype of the computation
+                key = (*key, torch.float32 if p.dtype in HALF else p.dtype)
             buckets.setdefault(key, []).append(slot)
         for (case, decays, *_), members in buckets.items():
             numbers = {**_numbers(group), **extra, **rule.scalars(members[0].t, group)}

@@ -29,8 +29,8 @@ class Layout:
     """Shape of the whole parameter; a complex one has one more dimension of size 2."""
     groups: tuple[tuple[Any, int], ...] = ()
     """Process group and cut dimension, for each mesh dimension that cuts the parameter."""
-    row_offset: int = 0
-    """First row of this part, counted in the whole."""
+    row_offset: int | None = 0
+    """First row of this part, counted in the whole; None for rows cut in strides."""
 
     @property
     def numel(self) -> int:
@@ -198,5 +198,10 @@ def _pair_sums(x: Tensor) -> Tensor:
 
 def _owners(x_RC: Tensor, layout: Layout, blocks: int) -> Tensor:
     """Block of each row that this process holds."""
+    if layout.row_offset is None:
+        raise ValueError(
+            f"rows of a parameter of shape {layout.shape} are cut in strides by tensor parallelism under"
+            " FSDP, so their heads are not known; allowed: block rows"
+        )
     rows = torch.arange(x_RC.shape[0], device=x_RC.device) + layout.row_offset
     return rows // (layout.rows // blocks)

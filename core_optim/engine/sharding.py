@@ -26,50 +26,61 @@ def layout_of(x: Tensor) -> Layout:
     """Where the local part of a parameter lies.
 
     Raises:
-        ValueError: If a parameter's first dimension is cut twice, or it is a sum that nobody has added up.
+        ValueError: If a parameter is a sum that nobody has added up.
     """
     shape = tuple(x.shape)
     if x.is_complex():
         shape = (*shape, 2) if shape else (1, 2)
     if not isinstance(x, DTensor):
         return Layout(shape)
-    groups: list[tuple[Any, int]] = []
-    offset, cut = 0, False
+    dims = [_cut_dim(placement) for placement in x.placements]
+    groups = [(x.device_mesh.get_group(axis), dim) for axis, dim in enumerate(dims) if dim is not None]
+    places = _places(x)
+    return Layout(shape, tuple(groups), places[0].start if places else None if places is None else 0)
+
+
+def _cut_dim(placement: Any) -> int | None:
+    """Dimension that a placement cuts; None for copies."""
+    if isinstance(placement, Replicate):
+        return None
+    # FSDP over tensor parallelism cuts in strides, by a private class that is no Shard
+    dim = getattr(placement, "dim", None)
+    if dim is None:
+        raise ValueError(f"a parameter placed as {placement} cannot be optimised; shard or replicate it")
+    return int(dim)
+
+
+def _places(x: DTensor) -> list[range] | None:
+    """Indices of the local part by dimension; None if they are not in a row."""
+    places = [range(size) for size in x.shape]
     for axis, placement in enumerate(x.placements):
-        if isinstance(placement, Replicate):
+        dim = _cut_dim(placement)
+        if dim is None:
             continue
         if not isinstance(placement, Shard):
-            raise ValueError(f"a parameter placed as {placement} cannot be optimised; shard or replicate it")
-        groups.append((x.device_mesh.get_group(axis), placement.dim))
-        if placement.dim == 0:
-            if cut:
-                raise ValueError(
-                    "a parameter whose first dimension is cut over two mesh dimensions is not supported"
-                )
-            cut = True
-            rows = x.shape[0] if x.dim() else 1
-            offset = min(
-                rows, x.device_mesh.get_local_rank(axis) * math.ceil(rows / x.device_mesh.size(axis))
-            )
-    return Layout(shape, tuple(groups), offset)
+            return None
+        own = places[dim]
+        step = math.ceil(len(own) / x.device_mesh.size(axis))
+        first = step * x.device_mesh.get_local_rank(axis)
+        places[dim] = own[first : first + step]
+    return places
 
 
 def numbers_of(x: Tensor) -> Tensor | int:
-    """Where the elements of a local part are counted in the whole: from the first, or each (int32)."""
+    """Where the elements of a local part are counted in the whole: from the first, or each (int32).
+
+    Parts cut in strides get numbers of their own, other than those of the whole.
+    """
     if not isinstance(x, DTensor):
         return 0
-    places = [range(size) for size in x.shape]
-    for axis, placement in enumerate(x.placements):
-        if isinstance(placement, Shard):
-            own = places[placement.dim]
-            step = math.ceil(len(own) / x.device_mesh.size(axis))
-            first = step * x.device_mesh.get_local_rank(axis)
-            places[placement.dim] = own[first : first + step]
+    places = _places(x)
+    if places is None:
+        cuts = [axis for axis, placement in enumerate(x.placements) if _cut_dim(placement) is not None]
+        return sum(x.device_mesh.get_local_rank(axis) * 0x9E3779 * 31**axis for axis in cuts) & 0x7FFFFFFF
     strides = [math.prod(x.shape[d + 1 :]) for d in range(x.dim())]
     if all(len(place) == size for place, size in zip(places[1:], x.shape[1:])):
-        return (places[0].start if places and len(places[0]) else 0) * (
-            strides[0] if strides else 1
-        ) & 0x7FFFFFFF
+        first = places[0].start if places and len(places[0]) else 0
+        return first * (strides[0] if strides else 1) & 0x7FFFFFFF
     device = x.to_local().device
     found = torch.zeros((), dtype=torch.int64, device=device)
     for place, stride in zip(places, strides):
@@ -79,7 +90,8 @@ def numbers_of(x: Tensor) -> Tensor | int:
 
 def placement_key(x: Tensor) -> Any:
     """Equal for tensors whose parts may be handled together."""
-    return (id(x.device_mesh), tuple(map(str, x.placements))) if isinstance(x, DTensor) else None
+    # equal meshes may be different objects
+    return (x.device_mesh, x.placements) if isinstance(x, DTensor) else None
 
 
 def aligned(gradient: Tensor, parameter: Tensor) -> Tensor:
@@ -120,7 +132,7 @@ def rows_like(parameter: Tensor, dtype: torch.dtype, fill: float) -> Tensor:
     if not isinstance(parameter, DTensor):
         return found
     total = parameter.shape[0] if parameter.dim() else 1
-    placements = [p if isinstance(p, Shard) and p.dim == 0 else Replicate() for p in parameter.placements]
+    placements = [p if _cut_dim(p) == 0 else Replicate() for p in parameter.placements]
     return DTensor.from_local(
         found, parameter.device_mesh, placements, run_check=False, shape=torch.Size((total, 1)), stride=(1, 1)
     )

@@ -87,7 +87,7 @@ def cases() -> list[Case]:
     return found
 
 
-SPECTRAL: Shapes = {"odd": (5, 3), "vector": (3,)}
+SPECTRAL: Shapes = {"odd": (5, 3), "vector": (3,), "even": (4, 3)}
 """Shapes of complex parameters."""
 
 
@@ -110,7 +110,7 @@ def _whole_numbers(shape: tuple[int, ...], source: torch.Generator, dtype: torch
 
 
 def make(case: Case, named: Iterable[tuple[str, Tensor]], **options: Any) -> CoreOptimizer:
-    """The optimizer of a case; parameters that its rule refuses are AdamW's."""
+    """The optimizer of a case; parameters that its rule refuses are Lion's."""
     rule = registry.rule(case.rule)
     options = {**case.options, **options}
     complete = {k: o.default for k, o in {**COMMON, **rule.options}.items()} | options
@@ -121,5 +121,5 @@ def make(case: Case, named: Iterable[tuple[str, Tensor]], **options: Any) -> Cor
     assert taken, f"{case.label} refuses everything"
     groups: list[dict[str, Any]] = [{"params": taken}]
     if rest:
-        groups.append({"params": rest, "rule": "adamw"})
+        groups.append({"params": rest, "rule": "lion"})
     return registry.create(case.rule, groups, **options)

@@ -27,6 +27,8 @@ WORLD = 2
 STEPS = 5
 WIDE: Shapes = {"odd": (5, 7), "conv": (4, 3, 2, 2), "short": (3, 1), "even": (4, 4)}
 """Shapes that can be cut along their second dimension."""
+EVEN: Shapes = {"conv": (4, 3, 2, 2), "even": (4, 4)}
+"""Shapes that tensor parallelism and FSDP can both cut."""
 TRAINED = ("adamw", "adamp", "kron")
 WHOLE = StateDictOptions(full_state_dict=True)
 
@@ -47,7 +49,13 @@ def give(module: nn.Module, step: int, shapes: Shapes, dtype: torch.dtype) -> No
     """Gradients of a step, cut as the parameters are."""
     for name, g in gradients(step, shapes, dtype).items():
         p = module.get_parameter(name)
-        p.grad = distribute_tensor(g, p.device_mesh, p.placements) if isinstance(p, DTensor) else g
+        if not isinstance(p, DTensor):
+            p.grad = g
+        elif all(isinstance(placement, Shard | Replicate) for placement in p.placements):
+            p.grad = distribute_tensor(g, p.device_mesh, p.placements)
+        else:
+            part = g.chunk(WORLD)[dist.get_rank()]
+            p.grad = DTensor.from_local(part, p.device_mesh, p.placements, shape=g.shape, stride=g.stride())
 
 
 def whole(x: Tensor) -> Tensor:
@@ -77,6 +85,13 @@ def sharded(case: Case, shapes: Shapes, dtype: torch.dtype, build: Any, **option
         optimizer.step()
     state = get_optimizer_state_dict(module, optimizer, options=WHOLE)["state"]
     return {"weights": values(module), "state": state}
+
+
+def attempted(case: Case, *args: Any) -> Found:
+    try:
+        return sharded(case, *args)
+    except ValueError as error:
+        return {"error": str(error)}
 
 
 def resumed(case: Case, shapes: Shapes, build: Any) -> Found:
@@ -149,8 +164,13 @@ def work(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     line, square = init_device_mesh("cpu", (WORLD,)), init_device_mesh("cpu", (WORLD, 1))
 
+    grid = init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("data", "tensor"))
+
     def fsdp(module: nn.Module) -> nn.Module:
         return fully_shard(module, mesh=line)
+
+    def tensor_parallel(module: nn.Module) -> nn.Module:
+        return fully_shard(cut(grid["tensor"], [Shard(0)])(module), mesh=grid["data"])
 
     found: dict[str, dict[str, Any]] = {}
     single, half = torch.float32, torch.bfloat16
@@ -164,6 +184,8 @@ def work(rank: int, port: int, folder: str) -> None:
         record("ddp", case, replicated, SHAPES, single)
         record("columns", case, sharded, WIDE, single, cut(line, [Shard(1)]))
         record("hybrid", case, sharded, SHAPES, single, cut(square, [Replicate(), Shard(0)]))
+        record("twice", case, sharded, SHAPES, single, cut(square, [Shard(0), Shard(0)]))
+        record("strided", case, attempted, EVEN, single, tensor_parallel)
         record("rounded", case, sharded, SHAPES, half, fsdp, stochastic_rounding=True)
         record("rounded columns", case, sharded, WIDE, half, cut(line, [Shard(1)]), stochastic_rounding=True)
         record("rounded ddp", case, replicated, SHAPES, half, stochastic_rounding=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from optim_cases import Case, element_rules, gradients, make, weights, written
+from optim_cases import Case, element_rules, gradients, make, matrix_rules, weights, written
 from torch import Tensor, nn
 
 from thalweg.core_optim import registry
@@ -255,6 +255,24 @@ def test_parameters_that_join_late_count_their_own_steps() -> None:
     assert torch.equal(named["odd"], alone["odd"])
     assert optimizer.state[named["odd"]]["step"] == 2
     assert optimizer.state[named["even"]]["step"] == 4
+
+
+@pytest.mark.parametrize("rule", matrix_rules())
+def test_matrix_rules_see_all_of_a_group_at_once(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also parameters of several dtypes and steps, as long as they are computed in one dtype."""
+    calls: list[int] = []
+    found = registry.rule(rule)
+    update = found.update
+    monkeypatch.setattr(
+        found, "update", lambda items, *rest: calls.append(len(items)) or update(items, *rest)
+    )
+    named = [(str(d), nn.Parameter(torch.ones(4, 6, dtype=d))) for d in (torch.float32, torch.bfloat16)]
+    optimizer = make(Case(rule), named)
+    for step in range(2):
+        for i, (_, p) in enumerate(named):
+            p.grad = torch.ones_like(p) if i >= step else None
+        optimizer.step()
+    assert calls == [2, 1]
 
 
 @pytest.mark.parametrize("rule", written())
