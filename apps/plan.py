@@ -127,6 +127,7 @@ def devices(trainer: Config) -> Devices:
 def _network(config: Config) -> NetworkPlan:
     import torch
 
+    from thalweg.core_optim.build import WITHOUT_GRADIENTS
     from thalweg.core_optim.config import OptimConfig
     from thalweg.core_optim.state import state_bytes
 
@@ -138,8 +139,13 @@ def _network(config: Config) -> NetworkPlan:
     gradients = sum(value.numel() * value.element_size() for value in trained)
     where = devices(config["trainer"])
     optim = build.instantiate(config["model"]["init_args"].get("optim") or {}, OptimConfig, "optim")
-    parts = {"weights": weights, "gradients": gradients, "optimizer": state_bytes(network, optim)}
-    if where.processes > 1 and not where.sharded:
+    held = "gradients"
+    if optim.name in WITHOUT_GRADIENTS:
+        held, gradients = "weights kept during a step", gradients if optim.name == "mezo" else 0
+    parts = {"weights": weights, held: gradients, "optimizer": state_bytes(network, optim)}
+    if optim.sam is not None:
+        parts["weights kept during a step"] = gradients
+    if held == "gradients" and where.processes > 1 and not where.sharded:
         parts["buckets of gradients"] = gradients
     callbacks = config["trainer"].get("callbacks") or []
     if any(str(entry.get("class_path")).endswith(".EMA") for entry in callbacks):

@@ -220,7 +220,7 @@ def _resident(work: _Work, setup: Setup) -> tuple[dict[str, int], int]:
         parts["policies (current, old, ema)"] = share(3 * size)
     # gradients of whole weights are averaged in buckets of their own
     parts["gradients"] = share(size) * (2 if setup.processes > 1 and not setup.sharded else 1)
-    parts["optimizer"] = share(state_bytes(trained, setup.optim))
+    parts["optimizer"] = share(state_bytes(network, setup.optim))
     parts["blocks put together"] = _gathered(network) if setup.sharded else 0
     parts["autoencoder"] = weight_bytes(work.build("vae", work.pipeline.vae_dtype))
     parts["rewards"] = sum(4 * REWARD_PARAMETERS.get(name, 0) for name in setup.rewards)
