@@ -13,7 +13,7 @@ from thalweg.core_optim import registry
 from thalweg.core_optim.engine import update
 from thalweg.core_optim.engine.views import can_view, viewed
 
-STEPS = 4
+STEPS = 3
 
 
 def dense(*shape: int) -> Tensor:
@@ -99,11 +99,17 @@ def eager_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("kernel", ["loop", "foreach", "auto"])
+@pytest.mark.parametrize(("kernel", "other"), [("loop", False), ("foreach", True)])
 @pytest.mark.parametrize("label", CASES)
-def test_kernels_and_layouts_agree(label: str, kernel: str) -> None:
-    for other in (False, True):
-        assert_equal(run(CASES[label], list(LAYOUTS), other=other, kernel=kernel), reference(label))
+def test_kernels_and_layouts_agree(label: str, kernel: str, other: bool) -> None:
+    assert_equal(run(CASES[label], list(LAYOUTS), other=other, kernel=kernel), reference(label))
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("kernel", ["auto", "fused"])
+def test_fused_kernel_agrees_for_all_layouts(kernel: str, other: bool) -> None:
+    label = "adamw weight_decay=0.1"
+    assert_equal(run(CASES[label], list(LAYOUTS), other=other, kernel=kernel), reference(label))
 
 
 @pytest.mark.parametrize(
@@ -145,18 +151,17 @@ def assert_one_graph(case: Case, tolerance: float) -> None:
         torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("rule", element_rules())
+def some(*rules: str) -> list[Any]:
+    """All element rules, those that are not named marked as slow."""
+    return [pytest.param(rule, marks=[] if rule in rules else pytest.mark.slow) for rule in element_rules()]
+
+
+@pytest.mark.parametrize("rule", some("adabelief", "schedulefree_adamw"))
 def test_one_graph_for_all_sizes(rule: str, eager_graphs: None) -> None:
     assert_one_graph(Case(rule), 1e-5)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        pytest.param(rule, marks=[] if rule in ("adamw", "lion") else pytest.mark.slow)
-        for rule in element_rules()
-    ],
-)
+@pytest.mark.parametrize("rule", some("adamw", "lion"))
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 def test_compiled_code_agrees(rule: str) -> None:
     assert_one_graph(Case(rule), 1e-5)
@@ -222,8 +227,8 @@ def test_nothing_reads_a_number_from_the_device(rule: str, kernel: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", ["loop", "foreach"])
-@pytest.mark.parametrize("rule", written())
+@pytest.mark.parametrize("kernel", ["auto", "loop", "foreach"])
+@pytest.mark.parametrize("rule", element_rules())
 def test_no_step_waits_for_the_gpu(rule: str, kernel: str) -> None:
     named = [(str(s), nn.Parameter(torch.randn(s, device="cuda"))) for s in ((5, 4), (7,), (3, 2, 2, 2))]
     optimizer = make(Case(rule), named, kernel=kernel)
