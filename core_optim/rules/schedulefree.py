@@ -39,8 +39,14 @@ z <- z - lr_t d,   x <- (1 - c) x + c z,   y = b1 x + (1 - b1) z"""
     }
 
     def refuse(self, parameter: Tensor, o: Mapping[str, Any]) -> str | None:
-        """With beta1 = 0 the average could not be had back from y."""
-        return "betas[0] is 0.0, allowed: a number > 0" if o["betas"][0] == 0.0 else None
+        """With beta1 = 0 the average could not be had back from y; masks and ways of decay have no place."""
+        if o["betas"][0] == 0.0:
+            return "betas[0] is 0.0, allowed: a number > 0"
+        if o["cautious"]:
+            return "cautious is True, allowed: false; the weights move by an average besides the update"
+        if o["decay"] is not None:
+            return f"decay is {o['decay']!r}, allowed: none; decay is part of the direction"
+        return None
 
     def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
         """The iterate, put at the parameter at the first step, and the second moment."""

@@ -82,7 +82,7 @@ def cases() -> list[Case]:
         usual: dict[str, Any] = {"weight_decay": 0.1} if "weight_decay" in options else {}
         found.append(Case(name, usual))
         found += [Case(name, {**usual, **extra}) for extra in VARIANTS.get(name, [])]
-        if not options.get("cautious", COMMON["cautious"]).default:
+        if not options.get("cautious", COMMON["cautious"]).default and name != "schedulefree_adamw":
             found.append(Case(name, {**usual, "cautious": True}))
     return found
 

@@ -45,7 +45,8 @@ def element_cases() -> list[Case]:
         decay = {"weight_decay": 0.1} if "weight_decay" in registry.rule(name).options else {}
         found.append(Case(name, decay))
         found += [Case(name, {**decay, **extra}) for extra in VARIANTS.get(name, [])]
-        found.append(Case(name, {**decay, "cautious": True, "decay": "after"}))
+        if name != "schedulefree_adamw":
+            found.append(Case(name, {**decay, "cautious": True, "decay": "after"}))
     found.append(Case("adammini", {"block": "heads", "heads": 1}))
     return found
 

@@ -119,6 +119,16 @@ def test_ways_of_decay_are_named() -> None:
         registry.create("adamw", [parameter()], decay=way)
 
 
+def test_what_schedule_free_weights_cannot_have_is_refused() -> None:
+    for options, message in (
+        ({"cautious": True}, "cautious is True, allowed: false"),
+        ({"decay": "after"}, "decay is 'after', allowed: none"),
+        ({"betas": (0.0, 0.9)}, r"betas\[0\] is 0.0, allowed: a number > 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            registry.create("schedulefree_adamw", [parameter()], **options)
+
+
 @pytest.mark.parametrize("rule", written())
 def test_sparse_gradients_are_refused_before_anything_moves(rule: str) -> None:
     named = [("dense", parameter(4, 4)), ("sparse", parameter(4, 4))]
