@@ -22,7 +22,9 @@ class FRUGAL(MatrixRule):
 
     What is projected is decided by each parameter's own step, so one without gradients stops no other. The
     order of whole-tensor blocks is that of the parameters of a group that have a gradient. Keys are tensors
-    in the state, and random ones come from (seed, step, parameter).
+    in the state, and random ones come from (seed, step, parameter). The state of ``split: blocks`` changes
+    its size with the turns, so torch.distributed.checkpoint cannot load it from files into a fresh optimizer;
+    a full state dict in one file is no trouble.
     """
 
     outside: ClassVar[Mapping[str, Any]] = {"proj": False}

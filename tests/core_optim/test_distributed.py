@@ -82,8 +82,14 @@ def test_replicas_stay_equal_and_take_the_steps_of_one(found: list[Any], kind: s
 @pytest.mark.parametrize("label", CASES)
 def test_resume_through_a_distributed_state_dict(found: list[Any], label: str) -> None:
     for process in found:
-        for name, weight in process["fsdp"][label]["weights"].items():
-            assert torch.equal(process["resumed"][label]["weights"][name], weight)
+        for kind in ("resumed", "file"):
+            if label in process[kind]:
+                for name, weight in process["fsdp"][label]["weights"].items():
+                    assert torch.equal(process[kind][label]["weights"][name], weight)
+
+
+def test_every_rule_resumes_from_a_distributed_checkpoint(found: list[Any]) -> None:
+    assert {CASES[label].rule for label in found[0]["file"]} == {case.rule for case in CASES.values()}
 
 
 def test_compiled_kernel_on_parts(found: list[Any]) -> None:

@@ -63,7 +63,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adammini": [{"block": "tensor"}, {"block": "full"}, {"block": "heads", "heads": 2}],
     "mars": [{"variant": "lion"}, {"first": "grad"}],
     "schedulefree_adamw": [{"warmup_steps": 3}],
-    "frugal": [{"split": "coord", "update_gap": 2}, {"split": "svd", "update_gap": 2, "rho": 0.5}],
+    "frugal": [
+        {"update_gap": 2},
+        {"split": "coord", "update_gap": 2},
+        {"split": "svd", "update_gap": 2, "rho": 0.5},
+    ],
     "mfac": [{"num_grads": 3, "momentum": 0.9}],
     "kron": [{"merge_dims": "square"}],
     "muon": [{"nesterov": False, "adjust_lr": "match_rms_adamw"}, {"heads": 2, "ns_dtype": "fp32"}],

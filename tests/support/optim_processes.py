@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 from optim_cases import SHAPES, SPECTRAL, Case, Shapes, cases, element_rules, gradients, make, weights
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -94,8 +95,8 @@ def attempted(case: Case, *args: Any) -> Found:
         return {"error": str(error)}
 
 
-def resumed(case: Case, shapes: Shapes, build: Any) -> Found:
-    """Three steps, a state dict, and the rest in a new optimizer."""
+def resumed(case: Case, shapes: Shapes, build: Any, file: str | None = None) -> Found:
+    """Three steps, a state dict, perhaps through a file, and the rest in a new optimizer."""
     module = build(Weights(weights(shapes)))
     optimizer = make(case, module.named_parameters())
     for step in range(STEPS):
@@ -103,6 +104,10 @@ def resumed(case: Case, shapes: Shapes, build: Any) -> Found:
             saved = get_optimizer_state_dict(module, optimizer)
             module = build(Weights(values(module)))
             optimizer = make(case, module.named_parameters())
+            if file:
+                checkpoint.save(saved, checkpoint_id=file)
+                saved = get_optimizer_state_dict(module, optimizer)
+                checkpoint.load(saved, checkpoint_id=file)
             set_optimizer_state_dict(module, optimizer, saved)
         give(module, step, shapes, torch.float32)
         optimizer.step()
@@ -181,6 +186,8 @@ def work(rank: int, port: int, folder: str) -> None:
     for case in cases():
         record("fsdp", case, sharded, SHAPES, single, fsdp)
         record("resumed", case, resumed, SHAPES, fsdp)
+        if set(case.options) <= {"weight_decay"}:
+            record("file", case, resumed, SHAPES, fsdp, str(Path(folder, case.rule)))
         record("ddp", case, replicated, SHAPES, single)
         record("columns", case, sharded, WIDE, single, cut(line, [Shard(1)]))
         record("hybrid", case, sharded, SHAPES, single, cut(square, [Replicate(), Shard(0)]))
