@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from thalweg.apps.optim_problems import Problem, Split, Task
 from thalweg.core_optim import registry
 from thalweg.core_optim.config import ScheduleConfig
+from thalweg.core_optim.engine.groups import COMMON
 from thalweg.core_optim.schedules import bind
 
 HIDDEN_ONLY = ("muon", "swan", "frugal")
@@ -157,7 +158,7 @@ def make_optimizer(trial: Trial, task: Task) -> Optimizer:
 
         return SAM([p for _, p in trained], "AdamW", {"lr": rate, **decay})
     rule, given = registry.rule(trial.optimizer), GIVEN.get(trial.optimizer, {})
-    options = {name: option.default for name, option in rule.options.items()} | given
+    options = {name: option.default for name, option in {**COMMON, **rule.options}.items()} | given
 
     def left(name: str, parameter: Tensor) -> bool:
         hidden_only = trial.optimizer in HIDDEN_ONLY and name in task.rest
