@@ -203,7 +203,7 @@ def work(rank: int, port: int, folder: str) -> None:
         record("trained", Case(rule), trained, slice(4 * rank, 4 * rank + 4), shard_layers(line))
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
-    # a process that has used gloo ends in an abort now and then (torch 2.13: 1 of 48) unless it leaves at once
+    # a process that used gloo ends in an abort now and then (torch 2.13: 1 of 48) unless it leaves at once
     os._exit(0)
 
 
