@@ -317,6 +317,9 @@ def _numbers(group: dict[str, Any]) -> dict[str, float]:
     }
     for i, beta in enumerate(group.get("betas", ()), start=1):
         found[f"beta{i}"] = beta
+    for name in ("lr", "weight_decay"):  # users and schedulers may put whole numbers into a group
+        if name in group:
+            found[name] = plain(group[name])
     found["lr_peak"] = plain(group.get("initial_lr", group["lr"])) or 1.0
     found.setdefault("weight_decay", 0.0)
     return found

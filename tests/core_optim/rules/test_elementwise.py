@@ -284,6 +284,15 @@ def test_ways_of_decay(decay: str, kernel: str) -> None:
     torch.testing.assert_close(weight.detach(), DECAYED[decay](old, 0.2, 0.3), rtol=1e-12, atol=0)
 
 
+def test_a_rate_may_be_set_to_a_whole_number() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = core_optim.SGD([weight], lr=0.1)
+    optimizer.param_groups[0]["lr"] = 1
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.zeros(3))
+
+
 def test_cautious_decay_acts_where_update_and_weight_agree() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64))
     optimizer = core_optim.SGD([weight], lr=0.1, weight_decay=0.5, decay="cautious")
