@@ -31,8 +31,10 @@ from thalweg.core_optim.engine.update import (
 )
 from thalweg.core_optim.engine.views import as_real, can_view, like_order, viewed
 
-PIECE = 32768
-"""Elements of a piece: with gradient, states and intermediate results half a megabyte or so."""
+PIECE = 131072
+"""Elements of a piece: long enough that the calls cost little, short enough for the last level of a cache."""
+SMALL = 4096
+"""Elements below which a few plain operations of a CPU take less time than the call of a compiled kernel."""
 
 
 @dataclass
@@ -150,15 +152,12 @@ def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None
     # a group may also hold counters, which must not become part of a graph
     known = {k: job.options[k] for k in (*COMMON, *rule.options)}
     fixed = tuple(sorted((k, v) for k, v in known.items() if isinstance(v, bool | int | str)))
-    kernel = compiled(rule, job.plan, job.variant, fixed, moduli)
-    dtype = torch.float64  # 1 - beta must not be rounded first
-    numbers = {
-        name: value.to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
-        for name, value in job.numbers.items()
-    }
+    kernel = compiled(rule, job.plan, job.variant, fixed, moduli, tuple(job.numbers))
+    numbers = _scalars(job.numbers, views[0].p.device)
+    small = SMALL if views[0].p.device.type == "cpu" else 0
     x = Context(job.options, job.variant, moduli=moduli)
     for i, v in enumerate(views):
-        if v.p.numel() < 2:  # the compiler would make a graph of its own for a single element
+        if v.p.numel() < max(small, 2):  # the compiler would make a graph of its own for a single element
             element_step(rule, job.plan, v.p, v.g, v.s, job.numbers, x, keys and keys[i])
             continue
         # of a view the compiler would see the shape of what it views, and make a graph for every kind of that
@@ -173,6 +172,19 @@ def _run_compiled(job: Job, views: list[Views], keys: Any, moduli: bool) -> None
         )
 
 
+def _scalars(numbers: Mapping[str, Any], device: torch.device) -> dict[str, Tensor] | Tensor:
+    """Numbers as tensors in fp64, since 1 - beta must not be rounded first: 0-d on the CPU for any device.
+
+    On a CPU they are put into one tensor. A GPU's kernels take 0-d CPU tensors as arguments, without a copy.
+    """
+    if device.type == "cpu":
+        return torch.tensor([float(value) for value in numbers.values()], dtype=torch.float64)
+    return {
+        name: value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for name, value in numbers.items()
+    }
+
+
 def _int32(number: Numbers) -> Tensor:
     return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.int32)
 
@@ -181,20 +193,19 @@ def can_be_cut(job: Job, slot: Slot) -> bool:
     """Whether the loop may go through a parameter in pieces that fit a CPU's cache."""
     rule = job.rule
     assert isinstance(rule, ElementRule)
-    return (
-        rule.view == "flat" and not (rule.sums or job.plan.cautious) and slot.parameter.device.type == "cpu"
-    )
+    needs_sums = rule.needs_sums(job.variant) or job.plan.cautious
+    return rule.view == "flat" and not needs_sums and slot.parameter.device.type == "cpu"
 
 
 def cut(v: Views, keys: Mapping[str, Any] | None) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor], Any]]:
     """Pieces of flat views: every pass over a piece but the first finds it in the cache."""
     n = v.p.numel()
-    if n <= PIECE or any(value.numel() != n for value in v.s.values()):
+    if n <= PIECE or any(value.numel() not in (n, 1) for value in v.s.values()):
         yield v.p, v.g, v.s, keys
         return
     for start in range(0, n, PIECE):
         part = slice(start, start + PIECE)
-        states = {name: value[part] for name, value in v.s.items()}
+        states = {name: value[part] if value.numel() == n else value for name, value in v.s.items()}
         yield v.p[part], v.g[part], states, keys and {k: _of(part, *pair) for k, pair in keys.items()}
 
 

@@ -126,6 +126,10 @@ class ElementRule(Rule):
         """Name of a case by shape, options and step; parameters of one call are all of one case."""
         return ""
 
+    def needs_sums(self, variant: str) -> bool:
+        """Whether an update of a variant asks for sums."""
+        return self.sums
+
     def case(self, slot: Any, o: Mapping[str, Any]) -> str:
         """The variant of a ``buckets.Slot``, for rules whose cases depend on more than the shape."""
         return self.variant(slot.parameter.shape, o, slot.t)

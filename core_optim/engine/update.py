@@ -142,6 +142,7 @@ def compiled(
     variant: str,
     fixed: tuple[tuple[str, Any], ...],
     moduli: bool,
+    names: tuple[str, ...],
 ) -> Callable[..., None]:
     """The step as one compiled graph for parameters of every size.
 
@@ -151,12 +152,19 @@ def compiled(
         variant: Case of the rule.
         fixed: Options that are not numbers; numbers arrive as 0-d tensors.
         moduli: Whether second moments are those of complex moduli.
+        names: Of the numbers, which on a CPU arrive in one tensor: every argument of a call costs time.
     """
     x = Context(dict(fixed), variant, moduli=moduli)
 
     def kernel(
-        p: Tensor, g: Tensor, s: dict[str, Tensor], h: dict[str, Tensor], keys: Mapping[str, Any] | None
+        p: Tensor,
+        g: Tensor,
+        s: dict[str, Tensor],
+        h: dict[str, Tensor] | Tensor,
+        keys: Mapping[str, Any] | None,
     ) -> None:
+        if isinstance(h, Tensor):
+            h = dict(zip(names, h.unbind()))
         element_step(rule, plan, p, g, s, h, x, keys)
 
     # the compiler counts the graphs of a code object, and every case of every rule has one of its own

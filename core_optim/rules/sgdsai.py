@@ -57,6 +57,10 @@ p <- p (1 - lr wd) - lr s m           (normalize: s / max over the group)"""
             return "settled"
         return "open"
 
+    def needs_sums(self, variant: str) -> bool:
+        """Until the ratio is fixed."""
+        return variant != "settled"
+
     def begin(self, group: dict[str, Any], slots: Sequence[Slot]) -> dict[str, Any]:
         """With ``normalize``, all ratios of the group before any update, and the largest of them."""
         if not group["normalize"]:
