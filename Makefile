@@ -48,7 +48,6 @@ bench: $(BIN)/thalweg  ## print every figure quoted in the documentation
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/diffusion_scheduler.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/optim_step.py $(if $(PEERS),--peers $(PEERS))
 	OMP_NUM_THREADS=1 $(BIN)/thalweg bench optim --budget 10
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/optim_step.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zeroth_order.py --tokens 1024
 	test -z "$(THALWEG_ORACLES)" || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/s3_refine.py --nfe 5 --iterations 200
 	test -z "$(THALWEG_ORACLES)" || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/s3_search.py $(THALWEG_ORACLES)/s3 --nfe 5

@@ -53,7 +53,7 @@ p <- p (1 - lr wd) - lr s m           (normalize: s / max over the group)"""
     def case(self, slot: Slot, o: Mapping[str, Any]) -> str:
         """Whether the ratio is fixed already; only a CPU can tell without waiting for a device."""
         ratio = slot.state["gsnr"]
-        if not o["normalize"] and slot.t > 1 and ratio.device.type == "cpu" and bool(ratio != 0.0):
+        if not o["normalize"] and slot.t > 1 and ratio.device.type == "cpu" and float(ratio) != 0.0:
             return "settled"
         return "open"
 
