@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.core_optim.engine.sharding import local
 from thalweg.core_optim.power_ema import beta, gamma_of, std_of
-from thalweg.core_optim.shards import buckets, local
+from thalweg.core_optim.shards import buckets
 
 Named = dict[str, Tensor]
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.core_optim.shards import buckets, gradient_of, local, norm_of
+from thalweg.core_optim.engine.sharding import local
+from thalweg.core_optim.shards import buckets, gradient_of, norm_of
 
 Closure = Callable[[], Any]
 Around = Callable[[], AbstractContextManager[Any]]

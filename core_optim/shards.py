@@ -8,14 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HALF = (torch.bfloat16, torch.float16)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, sharing its memory; the tensor itself if it is whole."""
-    part = getattr(tensor, "to_local", None)
-    whole: Tensor = tensor if part is None else part()
-    return whole
+from thalweg.core_optim.engine.sharding import aligned, local
+from thalweg.core_optim.engine.update import HALF
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
@@ -28,10 +22,7 @@ def gradient_of(parameter: Tensor) -> Tensor:
     assert gradient is not None
     if gradient.is_sparse:
         raise ValueError(f"the gradient of a parameter of shape {tuple(parameter.shape)} is sparse")
-    placements = getattr(parameter, "placements", None)
-    if placements is not None and getattr(gradient, "placements", placements) != placements:
-        gradient = gradient.redistribute(placements=placements)  # type: ignore[attr-defined]
-    return local(gradient)
+    return local(aligned(gradient, parameter))
 
 
 def buckets(tensors: Sequence[Tensor]) -> list[list[int]]:

@@ -13,12 +13,13 @@ Shapes: B batch, C classes, ... whatever an output has more.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
+
+from thalweg.core_optim.engine.random import mix
 
 Kind = Literal["kl", "squared"]
 
@@ -99,15 +100,9 @@ def replay(epoch: int, lag: int) -> Replay:
     return Replay(block * lag + place % lag, place >= lag)
 
 
-def seed_of(*numbers: int) -> int:
-    """A seed in [0, 2^63) that depends on integers alone, the same in all processes and versions."""
-    text = ":".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-
-
 def streams_of(index_B: Tensor, key: int, seed: int) -> list[torch.Generator]:
     """A random generator for each sample, whose numbers depend on (seed, key, index) alone."""
-    return [torch.Generator().manual_seed(seed_of(seed, key, index)) for index in index_B.tolist()]
+    return [torch.Generator().manual_seed(mix(seed, key, index)) for index in index_B.tolist()]
 
 
 def _where_valid(now: Tensor, past: Tensor, valid_B: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ of one device: CPU and CUDA generators give different numbers for one seed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,8 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from thalweg.core_optim.engine.random import mix
+from thalweg.core_optim.engine.update import HALF
+from thalweg.core_optim.engine.views import as_real
+
 DIRECTION, ROUNDING = 0, 1
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class Directions(Protocol):
@@ -61,20 +63,17 @@ class Descent:
 
 def stream(device: torch.device | str, *key: int) -> torch.Generator:
     """A private generator for a key of integers."""
-    text = ":".join(str(part) for part in key)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator(device).manual_seed(mix(*key))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The number type that weights of a type are computed in."""
-    return torch.float32 if dtype in LOW_PRECISION else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def real(parameter: Tensor) -> Tensor:
     """The weights as real numbers: complex ones (...) as (..., 2)."""
-    weights = parameter.detach()
-    return torch.view_as_real(weights) if weights.is_complex() else weights
+    return as_real(parameter.detach())
 
 
 def shifted(weights: Tensor, direction: Tensor, scale: float) -> Tensor:
@@ -112,7 +111,7 @@ def updated(
 
 def settle(target: Tensor, value: Tensor, seed: int, step: int, index: int, *, stochastic: bool) -> None:
     """Store a value in a tensor of maybe fewer bits."""
-    if stochastic and target.dtype in LOW_PRECISION and value.dtype == torch.float32:
+    if stochastic and target.dtype in HALF and value.dtype == torch.float32:
         value = rounded(value, target.dtype, stream(target.device, seed, step, index, 0, ROUNDING))
     target.copy_(value)
 

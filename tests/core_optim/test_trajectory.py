@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, softmax
 
+from thalweg.core_optim.engine.random import mix
 from thalweg.core_optim.trajectory import (
     distance_to_past,
     is_active,
     kl_to_past,
     replay,
-    seed_of,
     squared_to_past,
     streams_of,
 )
@@ -109,7 +109,7 @@ def test_draws_depend_on_the_sample_and_not_on_its_place() -> None:
     seven, three, nine = draws([7, 3, 9])
     assert draws([9, 7]) == [nine, seven]
     assert len({seven, three, nine, *draws([7], key=5), *draws([7], seed=1)}) == 5
-    assert seed_of(1, 23) != seed_of(12, 3)
+    assert mix(1, 23) != mix(12, 3)
 
 
 def test_the_ring_gives_back_what_was_written_lag_epochs_ago() -> None:
