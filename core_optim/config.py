@@ -152,25 +152,31 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FallbackConfig:
-    """Algorithm of what the optimizer's own is not for: with Muon and SWAN all but hidden matrices."""
+class AlgorithmConfig:
+    """An algorithm with its options."""
 
     name: str = "adamw"
-    """Algorithm."""
+    """Algorithm; ``thalweg optim list`` shows all of them."""
     lr: float | None = None
     """Peak learning rate; the algorithm's own default if not given."""
     weight_decay: float = 0.0
-    """Weight decay."""
+    """Weight decay; ``thalweg optim explain NAME`` says how it enters."""
     betas: tuple[float, float] | None = None
-    """Moment coefficients; the algorithm's own if not given."""
+    """Decay rates of the first and second moment; the algorithm's own if not given."""
     eps: float | None = None
-    """Term added to the denominator; the algorithm's own if not given."""
+    """Term added to the denominator, in the units of a gradient; the algorithm's own if not given."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further options of the algorithm."""
+    """Further options of the algorithm, and those of all: cautious, decay, maximize, state_dtype,
+    stochastic_rounding, complex."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_hyperparameters(f"fallback {self.name!r}", self.lr, self.weight_decay, self.betas, self.eps)
+        _check_hyperparameters(f"optimizer {self.name!r}", self.lr, self.weight_decay, self.betas, self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FallbackConfig(AlgorithmConfig):
+    """Algorithm of what the optimizer's own is not for: with Muon and SWAN all but hidden matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,22 +194,9 @@ class SAMConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(AlgorithmConfig):
     """Optimizer, its defaults, parameter groups and schedule."""
 
-    name: str = "adamw"
-    """Algorithm; ``thalweg optim list`` shows all of them."""
-    lr: float | None = None
-    """Peak learning rate; the algorithm's own default if not given."""
-    weight_decay: float = 0.0
-    """Weight decay; ``thalweg optim explain NAME`` says how it enters."""
-    betas: tuple[float, float] | None = None
-    """Decay rates of the first and second moment; the algorithm's own if not given."""
-    eps: float | None = None
-    """Term added to the denominator, in the units of a gradient; the algorithm's own if not given."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further options of the algorithm, and those of all: cautious, decay, maximize, state_dtype,
-    stochastic_rounding, complex."""
     kernel: Literal["auto", "fused", "foreach", "loop", "compile"] = "auto"
     """Implementation of elementwise updates; compile makes one pass over the memory."""
     seed: int = 0
@@ -216,7 +209,3 @@ class OptimConfig:
     """Rules tried in this order, before the rules that the module brings along."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning-rate schedule, one factor for all groups."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        _check_hyperparameters(f"optimizer {self.name!r}", self.lr, self.weight_decay, self.betas, self.eps)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from thalweg.core_optim.config import FallbackConfig, GroupRule, OptimConfig
+from thalweg.core_optim.config import AlgorithmConfig, GroupRule, OptimConfig
 from thalweg.core_optim.engine.groups import COMMON, complete_group
 from thalweg.core_optim.engine.rule import Rule
 from thalweg.core_optim.kinds import SPECIAL, kinds_of
@@ -167,32 +167,27 @@ def _is_hidden(parameter: Tensor, kinds: set[str], found: Rule, options: Mapping
 def _options(entry: GroupRule | None, config: OptimConfig) -> dict[str, Any]:
     """Options of a group as the config gives them; those of another algorithm start from its defaults."""
     own = entry.rule if entry is not None else None
-    base = config if own in (None, config.name) else None
-    found: dict[str, Any] = {} if base is None else {"rule": base.name}
-    if own is not None:
-        found["rule"] = own
-    for key in ("lr", "weight_decay", "betas", "eps"):
-        value = getattr(entry, key) if entry is not None else None
-        if value is None and base is not None:
-            value = getattr(base, key)
-        if value is not None and not _needless(key, value, found["rule"]):
-            found[key] = value
-    shared = base.options if base is not None else _common(config.options)
-    return {**found, **shared, **(entry.options if entry else {})}
+    if own in (None, config.name):
+        found = _given(config, config.name)
+    else:
+        found = {"rule": own, **_common(config.options)}
+    return {**found, **(_given(entry, found["rule"]) if entry is not None else {})}
+
+
+def _fallback(config: AlgorithmConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_common(options), **_given(config, config.name)}
+
+
+def _given(source: AlgorithmConfig | GroupRule, name: str) -> dict[str, Any]:
+    """What a part of the configuration says about an algorithm."""
+    values = {key: getattr(source, key) for key in ("lr", "weight_decay", "betas", "eps")}
+    said = {k: v for k, v in values.items() if v is not None and not _needless(k, v, name)}
+    return {"rule": name, **said, **source.options}
 
 
 def _common(options: Mapping[str, Any]) -> dict[str, Any]:
     """Of some options those that every algorithm has."""
     return {key: value for key, value in options.items() if key in COMMON}
-
-
-def _fallback(config: FallbackConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"rule": config.name, **_common(options)}
-    for key in ("lr", "weight_decay", "betas", "eps"):
-        value = getattr(config, key)
-        if value is not None and not _needless(key, value, config.name):
-            found[key] = value
-    return {**found, **config.options}
 
 
 def _needless(key: str, value: Any, name: str) -> bool:

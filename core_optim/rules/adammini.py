@@ -11,10 +11,11 @@ from torch import Tensor
 from thalweg.core_optim.engine.ops import denominator, ema_
 from thalweg.core_optim.engine.options import Option, choice, integer
 from thalweg.core_optim.engine.reduce import Context
-from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, adam_options, bias_corrections
+from thalweg.core_optim.engine.rule import LIKE, StateSpec, adam_options
+from thalweg.core_optim.rules.adam import Adam
 
 
-class AdamMini(ElementRule):
+class AdamMini(Adam):
     """AdamW with the mean square of a block in the place of each element's square.
 
     Blocks are declared per group. The official code guesses them from parameter names; for a transformer it
@@ -58,11 +59,6 @@ p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
     def variant(self, shape: torch.Size, o: Mapping[str, Any], t: int) -> str:
         """The kind of block."""
         return str(o["block"])
-
-    def scalars(self, t: int, o: Mapping[str, Any]) -> dict[str, float]:
-        """Bias corrections; that of the first moment scales the step."""
-        found = bias_corrections(t, o)
-        return {"root_bias2": found["root_bias2"], "step_scale": 1.0 / found["bias1"]}
 
     def update(
         self, p: Tensor, g: Tensor, s: Mapping[str, Tensor], h: Mapping[str, Any], x: Context

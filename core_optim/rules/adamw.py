@@ -13,14 +13,15 @@ from thalweg.core_optim.engine import sharding
 from thalweg.core_optim.engine.ops import denominator, ema_
 from thalweg.core_optim.engine.options import FLAG, Option
 from thalweg.core_optim.engine.reduce import Context
-from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, adam_options, bias_corrections
+from thalweg.core_optim.engine.rule import adam_options
 from thalweg.core_optim.engine.views import like_order
+from thalweg.core_optim.rules.adam import Adam
 
 if TYPE_CHECKING:
     from thalweg.core_optim.engine.buckets import Slot
 
 
-class AdamW(ElementRule):
+class AdamW(Adam):
     """Adam with decoupled weight decay."""
 
     name = "adamw"
@@ -30,18 +31,8 @@ class AdamW(ElementRule):
     equations = """m <- b1 m + (1 - b1) g
 v <- b2 v + (1 - b2) g^2
 p <- p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"""
-    state_size = "2"
     moduli = True
     options: ClassVar[Mapping[str, Option]] = adam_options(weight_decay=1e-2)
-
-    def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
-        """Two moments."""
-        return {"exp_avg": LIKE, "exp_avg_sq": LIKE}
-
-    def scalars(self, t: int, o: Mapping[str, Any]) -> dict[str, float]:
-        """Bias corrections; that of the first moment scales the step."""
-        corrections = bias_corrections(t, o)
-        return {"root_bias2": corrections["root_bias2"], "step_scale": 1.0 / corrections["bias1"]}
 
     def update(
         self, p: Tensor, g: Tensor, s: Mapping[str, Tensor], h: Mapping[str, Any], x: Context

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from thalweg.core_optim.engine.ops import axpy_, denominator, ema_
 from thalweg.core_optim.engine.options import Option
 from thalweg.core_optim.engine.reduce import Context
-from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, adam_options, bias_corrections
+from thalweg.core_optim.engine.rule import adam_options, bias_corrections
+from thalweg.core_optim.rules.adam import Adam
 
 
-class NAdamW(ElementRule):
+class NAdamW(Adam):
     """AdamW with Nesterov momentum."""
 
     name = "nadamw"
@@ -25,13 +25,8 @@ class NAdamW(ElementRule):
 v <- b2 v + (1 - b2) g^2
 n = b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t)
 p <- p (1 - lr wd) - lr n / (sqrt(v / (1 - b2^t)) + eps)"""
-    state_size = "2"
     moduli = True
     options: ClassVar[Mapping[str, Option]] = adam_options(weight_decay=1e-2)
-
-    def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
-        """Two moments."""
-        return {"exp_avg": LIKE, "exp_avg_sq": LIKE}
 
     def scalars(self, t: int, o: Mapping[str, Any]) -> dict[str, float]:
         """Weights of momentum and gradient in the look-ahead."""

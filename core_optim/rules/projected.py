@@ -11,7 +11,8 @@ from torch import Tensor
 from thalweg.core_optim.engine.ops import axpy, axpy_, denominator, each, ema_, where
 from thalweg.core_optim.engine.options import FLAG, Option, at_least, more_than, share
 from thalweg.core_optim.engine.reduce import Context
-from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, adam_options, bias_corrections
+from thalweg.core_optim.engine.rule import LIKE, ElementRule, StateSpec, adam_options
+from thalweg.core_optim.rules.adam import Adam
 
 PROJECTION = {
     "delta": Option(0.1, at_least(0.0), "threshold of the cosine, times the root of a row's length"),
@@ -55,7 +56,7 @@ def _along(pu: Tensor, pp: Tensor, eps: Any) -> Tensor:
     return pu / (norm * norm)
 
 
-class AdamP(ElementRule):
+class AdamP(Adam):
     """AdamW without the part of a step that only changes the scale of scale-invariant weights."""
 
     name = "adamp"
@@ -63,24 +64,14 @@ class AdamP(ElementRule):
     summary = "AdamW whose steps keep clear of the direction of scale-invariant weights."
     source = "Heo et al. 2021, arXiv:2006.08217; code adamp 0.3.0"
     equations = "u = AdamW's direction\n" + TEST + "\np <- p (1 - lr wd ratio) - lr u"
-    state_size = "2"
     view = "rows"
     sums = True
     moduli = True
     options: ClassVar[Mapping[str, Option]] = {**adam_options(), **PROJECTION}
 
-    def states(self, shape: torch.Size, o: Mapping[str, Any]) -> dict[str, StateSpec]:
-        """Two moments."""
-        return {"exp_avg": LIKE, "exp_avg_sq": LIKE}
-
     def variant(self, shape: torch.Size, o: Mapping[str, Any], t: int) -> str:
         """Vectors are never projected."""
         return "project" if len(shape) > 1 else ""
-
-    def scalars(self, t: int, o: Mapping[str, Any]) -> dict[str, float]:
-        """Bias corrections; that of the first moment scales the step."""
-        found = bias_corrections(t, o)
-        return {"root_bias2": found["root_bias2"], "step_scale": 1.0 / found["bias1"]}
 
     def update(
         self, p: Tensor, g: Tensor, s: Mapping[str, Tensor], h: Mapping[str, Any], x: Context
