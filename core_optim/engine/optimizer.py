@@ -161,23 +161,24 @@ class CoreOptimizer(Optimizer):
         buckets: dict[Any, list[Slot]] = {}
         for slot in slots:
             p = slot.parameter
-            key: tuple[Any, ...] = ("", rule.decays(p.shape, group), p.device)
+            decays = rule.decays(p.shape, group)
             if isinstance(rule, ElementRule):
-                packed = hasattr(rule, "fused") and _packed(slot)
-                key = (rule.case(slot, group), *key[1:], p.dtype, sharding.placement_key(p), slot.t, packed)
+                case, packed = rule.case(slot, group), hasattr(rule, "fused") and _packed(slot)
+                rest: tuple[Any, ...] = (p.dtype, sharding.placement_key(p), slot.t)
             else:
                 # these see whole parameters in the dtype of the computation
-                key = (*key, torch.float32 if p.dtype in HALF else p.dtype)
-            buckets.setdefault(key, []).append(slot)
-        for (case, decays, *_), members in buckets.items():
-            numbers = {**_numbers(group), **extra, **rule.scalars(members[0].t, group)}
+                case, packed, rest = "", False, (torch.float32 if p.dtype in HALF else p.dtype,)
+            buckets.setdefault((case, decays, packed, p.device, *rest), []).append(slot)
+        common = {**_numbers(group), **extra}
+        for (case, decays, packed, *_), members in buckets.items():
+            numbers = {**common, **rule.scalars(members[0].t, group)}
             plan = Plan(
                 decay=(group["decay"] or rule.way_of_decay(group)) if decays else None,
                 cautious=group["cautious"],
                 maximize=group["maximize"],
                 stochastic=group["stochastic_rounding"],
             )
-            kernel = self._kernel(rule, plan, members[0])
+            kernel = self._kernel(rule, plan, members[0].parameter, packed)
             job = Job(rule, plan, case, kernel, group, numbers, self.random)
             if kernel == "fused":
                 cast(Any, rule).fused(members, numbers)
@@ -186,13 +187,12 @@ class CoreOptimizer(Optimizer):
             else:
                 run_matrices(job, members)
 
-    def _kernel(self, rule: Rule, plan: Plan, slot: Slot) -> str:
-        """The kernel of a bucket, of which this is one; what the user asked for wherever it can be had."""
-        p = slot.parameter
-        if self.kernel in ("auto", "fused") and hasattr(rule, "fused"):
+    def _kernel(self, rule: Rule, plan: Plan, p: Tensor, packed: bool) -> str:
+        """The kernel of a bucket with this parameter; what the user asked for wherever it can be had."""
+        if packed and self.kernel in ("auto", "fused"):
             special = plan.cautious or plan.stochastic or plan.maximize
             simple = plan.decay in ("decoupled", None) and not special
-            if simple and _packed(slot) and p.device.type in ("cpu", "cuda", "mps", "xpu"):
+            if simple and p.device.type in ("cpu", "cuda", "mps", "xpu"):
                 return "fused"
         if sharding.is_sharded(p) and not (self.kernel == "compile" and _alone(rule, plan)):
             return "foreach"

@@ -60,10 +60,6 @@ class Tensors:
             torch._foreach_add_(self.items, other)
         return self
 
-    def clone(self) -> Tensors:
-        """Copies."""
-        return self.each(torch.clone)
-
     def __add__(self, other: Any) -> Tensors:
         return self.add(other)
 
@@ -104,15 +100,10 @@ def _install() -> None:
     def unary(name: str) -> Callable[[Tensors], Tensors]:
         return lambda self: _unary(self, name)
 
-    for name in ("mul", "div", "sub"):
-        setattr(Tensors, f"{name}_", binary(f"{name}_"))
-    for name, kernel in {"mul": "mul", "div": "div", "maximum": "maximum", "clamp_min": "clamp_min"}.items():
-        setattr(Tensors, name, binary(kernel))
-    for name in ("sqrt", "abs", "neg", "reciprocal", "sigmoid", "sign"):
+    for name in ("maximum", "mul_", "div_", "copy_"):
+        setattr(Tensors, name, binary(name))
+    for name in ("sqrt", "abs", "sigmoid", "sign_"):
         setattr(Tensors, name, unary(name))
-        setattr(Tensors, f"{name}_", unary(f"{name}_"))
-    for name in ("maximum", "clamp_min", "copy"):
-        setattr(Tensors, f"{name}_", binary(f"{name}_"))
 
 
 _install()
