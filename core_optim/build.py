@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import math
@@ -76,7 +77,7 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimiz
         return optimizer
     from thalweg.core_optim.sam import SAM
 
-    return SAM(None, base=optimizer, rho=config.sam.rho, adaptive=config.sam.adaptive)
+    return SAM(None, base=optimizer, **dataclasses.asdict(config.sam))
 
 
 def _zeroth_order(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:

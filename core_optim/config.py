@@ -187,6 +187,8 @@ class SAMConfig:
     """Distance to the worst place near the weights."""
     adaptive: bool = False
     """Distances relative to the size of each weight (ASAM); wants about ten times the rho."""
+    replay_random: bool = False
+    """Let the second evaluation draw the same random numbers (dropout) as the first."""
 
     def __post_init__(self) -> None:
         """Check the values."""
