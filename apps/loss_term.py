@@ -6,19 +6,21 @@ The callback sees the output in a forward hook and wraps ``training_step``, so m
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from thalweg.apps.alterations import Alterations
 from thalweg.core_optim.trajectory import Kind, distance_to_past
 
 Call = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 
 
-class LossTerm(L.Callback):
+class LossTerm(L.Callback, ABC):
     """Add `weight` times a distance between outputs to the training loss.
 
     Args:
@@ -42,11 +44,11 @@ class LossTerm(L.Callback):
         self.start_epoch, self.end_epoch = start_epoch, end_epoch
         self.call: Call | None = None
         self.watching = False
-        self.restore: list[Callable[[], None]] = []
+        self.changes = Alterations()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Undo what a fit that failed has left."""
-        self._undo()
+        self.changes.undo()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Watch the part and add to the loss.
@@ -56,7 +58,7 @@ class LossTerm(L.Callback):
         """
         self.check(trainer, pl_module)
         handle = self._part(pl_module).register_forward_hook(self._see, with_kwargs=True)
-        self.restore.append(handle.remove)
+        self.changes.later(handle.remove)
         inner = pl_module.training_step
 
         @functools.wraps(inner)
@@ -75,8 +77,7 @@ class LossTerm(L.Callback):
             finally:
                 self.call, self.watching = None, False
 
-        pl_module.training_step = training_step
-        self.restore.append(lambda: delattr(pl_module, "training_step"))
+        self.changes.replace(pl_module, "training_step", training_step)
 
     def check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse what cannot be right.
@@ -88,9 +89,9 @@ class LossTerm(L.Callback):
             raise ValueError(f"{type(pl_module).__name__} runs its own steps, and would not see the term")
         self._part(pl_module)
 
+    @abstractmethod
     def term(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, call: Call) -> Tensor | None:
         """The term, () without `weight`; None where it does not count."""
-        raise NotImplementedError
 
     def _part(self, module: L.LightningModule) -> nn.Module:
         try:
@@ -107,11 +108,7 @@ class LossTerm(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the module back its training step."""
-        self._undo()
-
-    def _undo(self) -> None:
-        while self.restore:
-            self.restore.pop()()
+        self.changes.undo()
 
 
 def tensor_of(output: Any) -> Tensor:

@@ -110,8 +110,7 @@ class SAFTerm(LossTerm):
             parts = [inner(row, own, *args, **kwargs) for row, own in zip(rows, streams)]
             return tuple(None if column[0] is None else torch.cat(column) for column in zip(*parts))
 
-        pl_module.draw = draw
-        self.restore.append(lambda: delattr(pl_module, "draw"))
+        self.changes.replace(pl_module, "draw", draw)
 
     def plan(self, epoch: int, *, is_random: bool) -> tuple[bool, bool]:
         """Whether an epoch records outputs, and whether it compares them with recorded ones."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.hooks import RemovableHandle
 
+from thalweg.apps.alterations import Alterations
 from thalweg.core_optim.mezo import MeZO
 from thalweg.core_optim.zo2 import ZO2, find_blocks
 
@@ -59,11 +60,11 @@ class ZerothOrder(L.Callback):
         self.host_dtype = host_dtype
         self.backend = backend
         self.optimizer: MeZO | None = None
-        self.restore: list[Callable[[], None]] = []
+        self.changes = Alterations()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Undo what an earlier fit of the same module has left."""
-        self._undo()
+        self.changes.undo()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the steps of a module with a zeroth-order optimizer; its state is not yet restored.
@@ -79,9 +80,9 @@ class ZerothOrder(L.Callback):
         check(trainer, pl_module, self.optimizer)
         warnings.filterwarnings("ignore", message=AFTER_STEP)
         pl_module.automatic_optimization = False
-        self.restore.append(lambda: setattr(pl_module, "automatic_optimization", True))
-        self._replace(pl_module, "training_step", self._training_step(trainer, pl_module))
-        self._replace(pl_module, "log", quiet_log(pl_module))
+        self.changes.later(lambda: setattr(pl_module, "automatic_optimization", True))
+        self.changes.replace(pl_module, "training_step", self._training_step(trainer, pl_module))
+        self.changes.replace(pl_module, "log", quiet_log(pl_module))
         if isinstance(self.optimizer, ZO2):
             self._stream(pl_module, self.optimizer)
 
@@ -140,22 +141,14 @@ class ZerothOrder(L.Callback):
         def validation_step(*args: Any, **kwargs: Any) -> Any:
             return optimizer.run(lambda: inner(*args, **kwargs))
 
-        self._replace(module, "validation_step", validation_step)
+        self.changes.replace(module, "validation_step", validation_step)
 
         def flush(*_: Any) -> None:
             if optimizer.streamed is not None:
                 optimizer.flush()
 
         handle: RemovableHandle = module.register_state_dict_pre_hook(flush)
-        self.restore.append(handle.remove)
-
-    def _replace(self, module: L.LightningModule, name: str, method: Callable[..., Any]) -> None:
-        setattr(module, name, method)
-        self.restore.append(lambda: delattr(module, name))
-
-    def _undo(self) -> None:
-        while self.restore:
-            self.restore.pop()()
+        self.changes.later(handle.remove)
 
 
 def in_charge(trainer: L.Trainer) -> ZerothOrder:
