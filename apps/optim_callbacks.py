@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.core_optim.mezo import MeZO
 from thalweg.core_optim.sam import SAM
 
 SCHEDULE_FREE_KEY = "schedule_free"
@@ -59,47 +58,6 @@ class SAMGuard(L.Callback):
         """Give callbacks the loss at the weights themselves; Lightning keeps that of the last evaluation."""
         if self.optimizers and isinstance(outputs, dict) and isinstance(self.optimizers[0].loss, Tensor):
             outputs["loss"] = self.optimizers[0].loss
-
-
-class SharpnessAware(SAMGuard):
-    """Put SAM around the optimizer that a module has configured; for any app, from a configuration alone.
-
-    Args:
-        rho: Distance to the worst place; common are 0.05, and ten times that with `adaptive`.
-        adaptive: ASAM: distances relative to the size of each weight.
-        replay_random: The second evaluation draws the same random numbers (dropout) as the first.
-    """
-
-    def __init__(self, rho: float = 0.05, adaptive: bool = False, replay_random: bool = False) -> None:
-        super().__init__()
-        if not rho >= 0.0:
-            raise ValueError(f"rho is {rho}, allowed: a number >= 0")
-        self.rho, self.adaptive, self.replay_random = rho, adaptive, replay_random
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Wrap the optimizer, whose state is not yet restored.
-
-        Raises:
-            ValueError: If the combination cannot be right.
-        """
-        kinds = [type(optimizer).__name__ for optimizer in trainer.optimizers]
-        if len(kinds) != 1 or not pl_module.automatic_optimization:
-            raise ValueError(
-                f"{type(pl_module).__name__} runs its optimizers itself, which SAM cannot replace"
-            )
-        if isinstance(trainer.optimizers[0], SAM | MeZO):
-            raise ValueError(
-                f"the optimizer is {kinds[0]}, allowed with SharpnessAware: one without closures"
-            )
-        wrapped = SAM(
-            None,
-            trainer.optimizers[0],
-            rho=self.rho,
-            adaptive=self.adaptive,
-            replay_random=self.replay_random,
-        )
-        trainer.strategy.optimizers = [wrapped]
-        super().on_fit_start(trainer, pl_module)
 
 
 def check_sam(trainer: L.Trainer) -> None:

@@ -12,10 +12,11 @@ from optimizer_runs import Chosen, chosen, copy_of, equal, fit, plain, plain_sgd
 from poseidon_runs import QUIET, module, scot, write_data
 from torch import Tensor
 
-from thalweg.apps.optim_callbacks import SAMGuard, SharpnessAware
+from thalweg.apps.optim_callbacks import SAMGuard
 from thalweg.apps.trajectory_callbacks import SAFTerm
 from thalweg.core_optim.config import OptimConfig, SAMConfig, ScheduleConfig
 from thalweg.core_optim.sam import SAM
+from thalweg.pde.poseidon.module import PoseidonModule
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
@@ -40,26 +41,51 @@ def test_sam_evaluates_twice_and_reports_the_loss_at_the_weights(folder: Path, t
     assert "log" not in model.__dict__
 
 
+class ByHand(PoseidonModule):
+    """Puts SAM around its optimizer itself."""
+
+    def configure_optimizers(self) -> Any:
+        return SAM(None, super().configure_optimizers()["optimizer"], rho=0.1)
+
+
 def test_sam_around_the_optimizer_of_an_app(folder: Path, tmp_path: Path) -> None:
     """The schedule acts on it, rho = 0 is the optimizer itself, and a fit in two parts is the whole one."""
-    whole, first, second, zero, alone = (plain(seed) for seed in (1, 1, 2, 1, 1))
-    fit(whole, folder, tmp_path / "whole", [SharpnessAware(rho=0.1)], max_epochs=2)
-    fit(first, folder, tmp_path / "first", [SharpnessAware(rho=0.1)])
+    whole, first, second = (sharp(seed, rho=0.1) for seed in (1, 1, 2))
+    zero, alone = sharp(rho=0.0), plain()
+    fit(whole, folder, tmp_path / "whole", [SAMGuard()], max_epochs=2)
+    fit(first, folder, tmp_path / "first", [SAMGuard()])
     last = tmp_path / "first" / "last.ckpt"
-    run, _ = fit(second, folder, tmp_path / "second", [SharpnessAware(rho=0.1)], last, max_epochs=2)
+    run, _ = fit(second, folder, tmp_path / "second", [SAMGuard()], last, max_epochs=2)
     assert equal(copy_of(whole), copy_of(second))
     assert isinstance(run.optimizers[0], SAM)
-    fit(zero, folder, tmp_path / "zero", [SharpnessAware(rho=0.0)], max_epochs=2)
+    fit(zero, folder, tmp_path / "zero", [SAMGuard()], max_epochs=2)
     fit(alone, folder, tmp_path / "alone", max_epochs=2)
     assert equal(copy_of(zero), copy_of(alone))
     assert not equal(copy_of(zero), copy_of(whole))
-    wanted = OptimConfig(lr=1e-2, schedule=ScheduleConfig(name="constant"), sam=SAMConfig(rho=0.1))
-    configured = module(scot(seed=1), optim=wanted)
-    fit(configured, folder, tmp_path / "configured", [SAMGuard()], max_epochs=2)
-    assert equal(copy_of(configured), copy_of(whole))
-    falling = module(scot(), optim=OptimConfig(lr=1e-2))
-    run, _ = fit(falling, folder, tmp_path / "falling", [SharpnessAware()])
+    by_hand = ByHand(scot(seed=1), OptimConfig(lr=1e-2, schedule=ScheduleConfig(name="constant")))
+    fit(by_hand, folder, tmp_path / "by_hand", [SAMGuard()], max_epochs=2)
+    assert equal(copy_of(by_hand), copy_of(whole))
+    falling = module(scot(), optim=OptimConfig(lr=1e-2, sam=SAMConfig()))
+    run, _ = fit(falling, folder, tmp_path / "falling", [SAMGuard()])
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0)
+    assert run.lr_scheduler_configs[0].scheduler.optimizer is run.optimizers[0]
+
+
+def sharp(seed: int = 1, **options: Any) -> PoseidonModule:
+    schedule = ScheduleConfig(name="constant")
+    return module(scot(seed=seed), optim=OptimConfig(lr=1e-2, schedule=schedule, sam=SAMConfig(**options)))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_second_evaluation_draws_the_same_if_asked_to(again: bool, folder: Path, tmp_path: Path) -> None:
+    """Random numbers in the loss, drawn in each evaluation of a fit of three steps."""
+    drawn: list[Tensor] = []
+    model = sharp(rho=0.1, replay_random=again)
+    model.network.register_forward_hook(lambda *_: drawn.append(torch.rand(3)))
+    fit(model, folder, tmp_path, [SAMGuard()], limit_val_batches=0)
+    assert len(drawn) == 6
+    assert [torch.equal(drawn[i], drawn[i + 1]) for i in (0, 2, 4)] == [again] * 3
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +100,6 @@ def test_sam_around_the_optimizer_of_an_app(folder: Path, tmp_path: Path) -> Non
             "gradient_clip_algorithm is value, allowed with SAM: norm",
         ),
         ({}, [SAFTerm()], "SAM evaluates each batch at several weights"),
-        ({}, [SharpnessAware()], "the optimizer is SAM, allowed with SharpnessAware: one without closures"),
     ],
 )
 def test_what_cannot_be_right_with_sam(
@@ -115,3 +140,8 @@ def test_modules_that_step_themselves_have_to_give_closures(folder: Path, tmp_pa
     run, _ = fit(model, folder, tmp_path, [SAMGuard()])
     assert run.global_step == 3
     assert not equal(copy_of(model), before)
+
+
+def test_a_configuration_with_an_impossible_radius_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sam: rho is -0\.1, allowed: a number >= 0"):
+        SAMConfig(rho=-0.1)

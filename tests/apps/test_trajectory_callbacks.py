@@ -14,10 +14,10 @@ from poseidon_runs import QUIET, data, fit_config, scot, write_data
 
 from thalweg.apps import cli
 from thalweg.apps.loss_term import plus, tensor_of
-from thalweg.apps.optim_callbacks import SharpnessAware
+from thalweg.apps.optim_callbacks import SAMGuard
 from thalweg.apps.trajectory_callbacks import MESATerm, SAFTerm
 from thalweg.checkpoints import lightning_ckpt
-from thalweg.core_optim.config import OptimConfig, ScheduleConfig
+from thalweg.core_optim.config import OptimConfig, SAMConfig, ScheduleConfig
 from thalweg.core_optim.trajectory import squared_to_past
 from thalweg.diffusion.data import ImageDataModule
 from thalweg.diffusion.module import DiffusionModule
@@ -92,7 +92,7 @@ def test_mesa_is_the_distance_to_the_average(folder: Path, tmp_path: Path) -> No
     torch.testing.assert_close(term, squared_to_past(*outputs))
 
 
-def denoiser(lr: float = 1e-2) -> DiffusionModule:
+def denoiser(lr: float = 1e-2, sam: SAMConfig | None = None) -> DiffusionModule:
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def denoiser(lr: float = 1e-2) -> DiffusionModule:
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
         norm_num_groups=4, num_class_embeds=11,
     )  # fmt: skip
-    optim = OptimConfig(lr=lr, schedule=ScheduleConfig(name="constant"))
+    optim = OptimConfig(lr=lr, sam=sam, schedule=ScheduleConfig(name="constant"))
     return DiffusionModule(network, {"kind": "flow"}, optim, prediction="flow", label_dropout=0.3)
 
 
@@ -159,15 +159,15 @@ def test_what_saf_and_mesa_refuse(folder: Path, tmp_path: Path) -> None:
     manual = denoiser()
     manual.automatic_optimization = False
     refused(MESATerm(), "DiffusionModule runs its own steps", model=manual)
-    refused(SharpnessAware(), "DiffusionModule runs its optimizers itself", model=copy.copy(manual))
+    sharp = denoiser(sam=SAMConfig())
+    sharp.automatic_optimization = False
+    refused(SAMGuard(), "DiffusionModule runs its own steps, and SAM needs a closure", model=sharp)
     with pytest.raises(ValueError, match="kind of the trajectory loss is 'l1'"):
         SAFTerm(kind="l1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weight of the term is -1, allowed: a number >= 0"):
         MESATerm(weight=-1)
     with pytest.raises(ValueError, match="samples and lag are 1 and 0"):
         SAFTerm(lag=0)
-    with pytest.raises(ValueError, match=r"rho is -0\.1, allowed: a number >= 0"):
-        SharpnessAware(rho=-0.1)
 
 
 def test_what_networks_and_training_steps_return() -> None:
