@@ -12,16 +12,20 @@ class Alterations:
     """What a callback has changed, and how to change it back."""
 
     def __init__(self) -> None:
-        self.restore: list[Callable[[], None]] = []
+        self.restore: list[Callable[[], object]] = []
 
-    def later(self, action: Callable[[], None]) -> None:
+    def later(self, action: Callable[[], object]) -> None:
         """Remember how to change something back."""
         self.restore.append(action)
 
     def replace(self, module: L.LightningModule, name: str, method: Callable[..., Any]) -> None:
-        """Put a function in the place of a method of one module."""
+        """Put a function in the place of a method of one module.
+
+        Several callbacks may do so with the same method, each around what it finds. Their changes end
+        together, with the fit, in any order; so the first to change it back gives back the module's own.
+        """
         setattr(module, name, method)
-        self.later(lambda: delattr(module, name))
+        self.later(lambda: module.__dict__.pop(name, None))
 
     def undo(self) -> None:
         """Change everything back, the last first."""

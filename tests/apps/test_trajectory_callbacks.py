@@ -92,6 +92,15 @@ def test_mesa_is_the_distance_to_the_average(folder: Path, tmp_path: Path) -> No
     torch.testing.assert_close(term, squared_to_past(*outputs))
 
 
+def test_two_terms_in_one_fit_leave_the_module_as_it_was(folder: Path, tmp_path: Path) -> None:
+    both = denoiser()
+    terms = [SAFTerm(start_epoch=0, lag=1), MESATerm(start_epoch=0)]
+    options = {"datamodule": digits(), "max_epochs": 2, "limit_val_batches": 0}
+    run, _ = fit(both, folder, tmp_path, terms, **options)
+    assert {"train/saf", "train/mesa"} <= run.callback_metrics.keys()
+    assert not {"training_step", "draw", "log"} & both.__dict__.keys()
+
+
 def denoiser(lr: float = 1e-2, sam: SAMConfig | None = None) -> DiffusionModule:
     from diffusers import UNet2DModel
 
