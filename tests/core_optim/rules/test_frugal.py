@@ -1,7 +1,7 @@
 import pytest
 import torch
+from drawn_steps import parameters, run, run_in_two
 from golden_trajectory import follow, load, trajectories
-from torch import nn
 
 from thalweg.core_optim.engine.random import Randomness
 from thalweg.core_optim.registry import create
@@ -27,19 +27,6 @@ def test_golden_trajectory(path) -> None:
             optimizer.random = Draws(data, names)
 
     assert follow(entry, data, prescribe) < 1.0
-
-
-def parameters(*shapes, dtype=torch.float64) -> list[nn.Parameter]:
-    source = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=source, dtype=dtype)) for shape in shapes]
-
-
-def run(optimizer, params, steps, *, start=0, scale=1.0) -> None:
-    for t in range(start, start + steps):
-        source = torch.Generator().manual_seed(100 + t)
-        for p in params:
-            p.grad = scale * torch.randn(p.shape, generator=source, dtype=p.dtype)
-        optimizer.step()
 
 
 SPLITS = [
@@ -171,12 +158,7 @@ def test_resume_is_bitwise(options, dtype, tmp_path) -> None:
     options = {"lr": 0.02, "rho": 0.5, "update_gap": 3, **options}
     straight, resumed = parameters(*SHAPES, dtype=dtype), parameters(*SHAPES, dtype=dtype)
     run(create("frugal", straight, **options), straight, 8)
-    optimizer = create("frugal", resumed, **options)
-    run(optimizer, resumed, 5)
-    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    optimizer = create("frugal", resumed, **options)
-    optimizer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    run(optimizer, resumed, 3, start=5)
+    optimizer = run_in_two(lambda p: create("frugal", p, **options), resumed, 8, 5, tmp_path / "state.pt")
     for a, b in zip(straight, resumed):
         assert torch.equal(a, b)
     for p in resumed:

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from drawn_steps import parameters, run, run_in_two
 from golden_trajectory import follow, load, trajectories
 from torch import nn
 
@@ -35,19 +36,6 @@ def test_golden_trajectory(path) -> None:
     assert sorted(set(probes[0].drawn)) == entry["update_steps"]
     balanced = [t for t in entry["update_steps"] if t + 1 in kron.balance_steps(42, 0.01)]
     assert balanced == entry["balance_steps"]
-
-
-def parameters(*shapes, dtype=torch.float64) -> list[nn.Parameter]:
-    source = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=source, dtype=dtype)) for shape in shapes]
-
-
-def run(optimizer, params, steps, *, start=0, scale=1.0) -> None:
-    for t in range(start, start + steps):
-        source = torch.Generator().manual_seed(100 + t)
-        for p in params:
-            p.grad = scale * torch.randn(p.shape, generator=source, dtype=p.dtype)
-        optimizer.step()
 
 
 def test_constant_probabilities_fire_at_fixed_intervals() -> None:
@@ -125,14 +113,8 @@ def test_batches_of_equal_shapes_equal_separate_groups() -> None:
 def test_resume_is_bitwise(probability, tmp_path) -> None:
     options = {"lr": 0.02, "preconditioner_update_probability": probability, "balance_probability": 0.5}
     straight, resumed = parameters((4, 3), (5,)), parameters((4, 3), (5,))
-    optimizer = create("kron", straight, **options)
-    run(optimizer, straight, 9)
-    optimizer = create("kron", resumed, **options)
-    run(optimizer, resumed, 4)
-    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    optimizer = create("kron", resumed, **options)
-    optimizer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    run(optimizer, resumed, 5, start=4)
+    run(create("kron", straight, **options), straight, 9)
+    run_in_two(lambda p: create("kron", p, **options), resumed, 9, 4, tmp_path / "state.pt")
     for a, b in zip(straight, resumed):
         assert torch.equal(a, b)
 

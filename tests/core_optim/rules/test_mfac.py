@@ -1,5 +1,6 @@
 import pytest
 import torch
+from drawn_steps import gradients, parameters, run, run_in_two
 from golden_trajectory import follow, load, trajectories
 from torch import nn
 
@@ -13,23 +14,6 @@ from thalweg.core_optim.registry import create
 )
 def test_golden_trajectory(path) -> None:
     assert follow(*load(path)) < 1.0
-
-
-def parameters(*shapes, dtype=torch.float64) -> list[nn.Parameter]:
-    source = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=source, dtype=dtype)) for shape in shapes]
-
-
-def gradients(params, t, scale=1.0) -> list[torch.Tensor]:
-    source = torch.Generator().manual_seed(100 + t)
-    return [scale * torch.randn(p.shape, generator=source, dtype=p.dtype) for p in params]
-
-
-def run(optimizer, params, steps, *, start=0, scale=1.0) -> None:
-    for t in range(start, start + steps):
-        for p, g in zip(params, gradients(params, t, scale)):
-            p.grad = g
-        optimizer.step()
 
 
 SHAPES = [(3, 4), (5,), ()]
@@ -145,12 +129,7 @@ def test_resume_is_bitwise(options, dtype, tmp_path) -> None:
     options = {"lr": 0.02, "num_grads": 3, **options}
     straight, resumed = parameters(*SHAPES, dtype=dtype), parameters(*SHAPES, dtype=dtype)
     run(create("mfac", straight, **options), straight, 8)
-    optimizer = create("mfac", resumed, **options)
-    run(optimizer, resumed, 5)
-    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    optimizer = create("mfac", resumed, **options)
-    optimizer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    run(optimizer, resumed, 3, start=5)
+    optimizer = run_in_two(lambda p: create("mfac", p, **options), resumed, 8, 5, tmp_path / "state.pt")
     assert torch.equal(flat(straight), flat(resumed))
     assert optimizer.state[resumed[0]]["gram"].dtype == torch.float64
 
