@@ -11,6 +11,7 @@ import torch
 import yaml
 from optimizer_runs import copy_of, equal, fit, plain, plain_sgd, stored
 from poseidon_runs import QUIET, data, fit_config, scot, write_data
+from tiny_pipeline import tiny_unet
 
 from thalweg.apps import cli
 from thalweg.apps.loss_term import plus, tensor_of
@@ -102,14 +103,7 @@ def test_two_terms_in_one_fit_leave_the_module_as_it_was(folder: Path, tmp_path:
 
 
 def denoiser(lr: float = 1e-2, sam: SAMConfig | None = None) -> DiffusionModule:
-    from diffusers import UNet2DModel
-
-    torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, num_class_embeds=11,
-    )  # fmt: skip
+    network = tiny_unet(num_class_embeds=11).train()
     optim = OptimConfig(lr=lr, sam=sam, schedule=ScheduleConfig(name="constant"))
     return DiffusionModule(network, {"kind": "flow"}, optim, prediction="flow", label_dropout=0.3)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DModel
+from tiny_pipeline import tiny_unet
 from torch import Tensor, nn
 
 from thalweg.core_optim.mezo import MeZO
@@ -13,31 +14,22 @@ from thalweg.core_optim.zo2 import ZO2, SlotBackend, find_blocks
 from thalweg.diffusion.captioned import CaptionedTransformer
 from thalweg.diffusion.streaming import shared_parts
 
+TRANSFORMER: dict[str, Any] = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "num_layers": 3, "num_attention_heads": 2,
+    "attention_head_dim": 8,
+}  # fmt: skip
+
 
 def unet() -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
+    return tiny_unet(
+        num_class_embeds=11,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        num_class_embeds=11,
     )
 
 
 def dit() -> DiTTransformer2DModel:
-    return DiTTransformer2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        num_layers=3,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_embeds_ada_norm=10,
-    )
+    return DiTTransformer2DModel(**TRANSFORMER, num_embeds_ada_norm=10)
 
 
 def captioned() -> CaptionedTransformer:
@@ -45,19 +37,8 @@ def captioned() -> CaptionedTransformer:
 
 
 def sd3() -> SD3Transformer2DModel:
-    return SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=1,
-        out_channels=1,
-        num_layers=3,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        joint_attention_dim=6,
-        caption_projection_dim=16,
-        pooled_projection_dim=7,
-        pos_embed_max_size=4,
-    )
+    joint = {"joint_attention_dim": 6, "caption_projection_dim": 16, "pooled_projection_dim": 7}
+    return SD3Transformer2DModel(**TRANSFORMER, **joint, patch_size=2, pos_embed_max_size=4)
 
 
 def answer(network: nn.Module, x: Tensor) -> Tensor:
